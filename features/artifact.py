@@ -1,0 +1,187 @@
+"""Directories of results that are either whole or absent.
+
+A stage writes into a hidden staging directory beside its target; `publish` records the size and
+SHA-256 of every file in `manifest.json`, flushes everything to disk and makes the directory visible by
+one rename. A reader therefore never meets a half-written artifact.
+
+The **digest** of an artifact is the SHA-256 of its manifest without the fields that may differ between
+two identical computations (`created_at`, `seconds`), so equal inputs and seeds give equal digests.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from features.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+_VOLATILE = ("created_at", "seconds", "digest")
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(value: object) -> str:
+    """Return the SHA-256 of a JSON-serialisable value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file so that a reader sees the old content or the new, never a part of it."""
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with staging.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
+    _sync_directory(path.parent)
+
+
+class Artifact:
+    """A published directory and what its manifest says of it."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that identifies the content."""
+        return str(self.manifest["digest"])
+
+    @property
+    def kind(self) -> str:
+        """What the directory holds, such as `examples` or `bundle`."""
+        return str(self.manifest["kind"])
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """What the stage that wrote the artifact recorded about it."""
+        content: Mapping[str, Any] = self.manifest["content"]
+        return content
+
+    @classmethod
+    def read(cls, path: Path, kind: str | None = None, *, verify: bool = False) -> Self:
+        """Open a published directory.
+
+        Args:
+            path: The artifact's directory.
+            kind: What it must hold; `None` accepts any kind.
+            verify: Whether to hash every file and compare; a size check alone is always made.
+
+        Raises:
+            ArtifactError: If it is absent, unfinished, damaged or of another kind.
+        """
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is not a finished artifact (no {MANIFEST}); run its stage again") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path / MANIFEST} is damaged: {error}") from None
+        if not isinstance(manifest, dict) or not {"kind", "files", "digest", "schema_version"} <= manifest.keys():
+            raise ArtifactError(f"{path / MANIFEST} is not a manifest of twotower")
+        if manifest["schema_version"] != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{path} has schema version {manifest['schema_version']}; this release reads {SCHEMA_VERSION}"
+            )
+        if kind is not None and manifest["kind"] != kind:
+            raise ArtifactError(f"{path} holds a {manifest['kind']!r}, not a {kind!r}")
+        if manifest["digest"] != _digest(manifest):
+            raise ArtifactError(f"{path / MANIFEST} was changed after it was written; its digest does not match")
+        artifact = cls(path, manifest)
+        artifact._check_files(hash_them=verify)
+        return artifact
+
+    def _check_files(self, *, hash_them: bool) -> None:
+        for name, recorded in self.manifest["files"].items():
+            file = self.path / name
+            if not file.is_file():
+                raise ArtifactError(f"{self.path} lacks its file {name}")
+            if file.stat().st_size != recorded["bytes"]:
+                raise ArtifactError(f"{file} has {file.stat().st_size} bytes; its manifest says {recorded['bytes']}")
+            if hash_them and sha256_of_file(file) != recorded["sha256"]:
+                raise ArtifactError(f"{file} does not match the SHA-256 in its manifest")
+
+
+@contextmanager
+def publish(path: Path, kind: str, content: dict[str, Any]) -> Iterator[Path]:
+    """Write an artifact: yields a staging directory, and publishes it by one rename on success.
+
+    Args:
+        path: The directory to create. One that is already there is replaced.
+        kind: Recorded in the manifest and checked by `Artifact.read`.
+        content: Recorded in the manifest; read when the block ends, so the block may still fill it.
+            The keys `created_at` and `seconds` do not enter the digest.
+
+    Yields:
+        The staging directory to write into. On an exception it is removed and nothing is published.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    staging.mkdir()
+    try:
+        yield staging
+        files = {
+            file.relative_to(staging).as_posix(): {"sha256": sha256_of_file(file), "bytes": file.stat().st_size}
+            for file in sorted(staging.rglob("*"))
+            if file.is_file()
+        }
+        manifest: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": kind,
+            "content": content,
+            "files": files,
+        }
+        manifest["digest"] = _digest(manifest)
+        write_json(staging / MANIFEST, manifest)
+        _sync_tree(staging)
+        _replace_directory(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest["content"].items() if key not in _VOLATILE}
+    kept = {key: value for key, value in manifest.items() if key not in _VOLATILE}
+    return digest_of({**kept, "content": content})
+
+
+def _replace_directory(staging: Path, path: Path) -> None:
+    if path.exists():
+        retired = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        path.rename(retired)
+        staging.rename(path)
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        staging.rename(path)
+    _sync_directory(path.parent)
+
+
+def _sync_tree(directory: Path) -> None:
+    for entry in directory.rglob("*"):
+        if entry.is_dir():
+            _sync_directory(entry)
+        else:
+            with entry.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
