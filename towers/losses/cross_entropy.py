@@ -1,0 +1,98 @@
+"""Bidirectional cross-entropy: each query picks its document, each document picks its query.
+
+Shapes: B queries, N documents, N ≥ B; column i < B is the positive of row i, columns ≥ B are extra negatives.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from features.config import Config
+from towers.losses.matrix import check, weighted_mean, widened
+
+
+class CrossEntropyConfig(Config):
+    """Which terms the cross-entropy has."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    log_q: bool = Field(
+        True,
+        description="Subtract log Q from the row direction's logits, so that popularity is not unlearned.",
+    )
+    correct_positive: bool = Field(
+        False, description="Whether the positive's own logit is corrected by log Q like a negative's."
+    )
+    column_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the document → query direction against 1 for query → document; 0 is off.",
+    )
+
+
+class CrossEntropy(nn.Module):
+    """Softmax cross-entropy over the rows (all N columns) and over the first B columns.
+
+    With logits `l_ij = score_ij / temperature` and `l'_ij = l_ij - log_q_j`:
+
+    - row i: `-p_i + log(exp(p_i) + Σ_j exp(l'_ij))` over the allowed j ≠ i, where `p_i` is `l_ii`, or `l'_ii`
+      when `correct_positive`;
+    - column j < B: `-l_jj + log Σ_i exp(l_ij)` over the allowed i and i = j.
+
+    The result is `(rows + column_weight · columns) / (1 + column_weight)`, each a weighted mean over B.
+
+    Source: Yi et al. 2019, "Sampling-bias-corrected neural modeling". Differs: two directions, a mask, and
+    the correction of the positive is a switch.
+    """
+
+    def __init__(self, config: CrossEntropyConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self,
+        score_BN: Tensor,
+        excluded_BN: Tensor,
+        *,
+        temperature: float | Tensor,
+        log_q_N: Tensor | None = None,
+        weight_B: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            score_BN: Raw similarities, any floating type; reduced in float32 or wider.
+            excluded_BN: True where a pair may not be a negative, in either direction; False on the diagonal.
+            temperature: Divides scores; > 0. Typical 0.02 to 0.1 under cosine.
+            log_q_N: Log of the expected number of columns a document takes; `None` corrects nothing.
+            weight_B: Weight of each row's pair, > 0.
+
+        Returns:
+            Scalar, in nats. A row without any allowed negative contributes 0.
+
+        Raises:
+            ValueError: If the shapes do not fit or a fixed temperature is not positive.
+        """
+        check(score_BN, excluded_BN)
+        if isinstance(temperature, float | int) and temperature <= 0:
+            raise ValueError(f"temperature must be > 0; it is {temperature}")
+        rows = score_BN.shape[0]
+        logit_BN = widened(score_BN) / temperature
+        positive_B = logit_BN.diagonal()
+        row_BN = logit_BN - self._subtracted(excluded_BN, log_q_N, logit_BN.dtype)
+        loss = weighted_mean(row_BN.logsumexp(1) - row_BN.diagonal(), weight_B)
+        if self.config.column_weight == 0:
+            return loss
+        column_BB = logit_BN[:, :rows].masked_fill(excluded_BN[:, :rows], -torch.inf)
+        columns = weighted_mean(column_BB.logsumexp(0) - positive_B, weight_B)
+        return (loss + self.config.column_weight * columns) / (1 + self.config.column_weight)
+
+    def _subtracted(self, excluded_BN: Tensor, log_q_N: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return what row logits lose: log Q, ∞ where excluded, 0 for an uncorrected positive."""
+        subtracted_BN = torch.zeros_like(excluded_BN, dtype=dtype)
+        if log_q_N is not None and self.config.log_q:
+            subtracted_BN += log_q_N.to(dtype)
+            if not self.config.correct_positive:
+                subtracted_BN.diagonal().zero_()
+        return subtracted_BN.masked_fill_(excluded_BN, torch.inf)
