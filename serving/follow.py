@@ -1,0 +1,145 @@
+"""Keeping the served bundle equal to the store's champion, without a restart and without a gap.
+
+A background thread looks at `champion.json`. A new champion is opened completely, canaries included, before
+one reference is swapped; a request that already took the old retriever finishes on it. A bundle that cannot
+be opened is refused, said so, and the old one keeps serving.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from features.artifact import MANIFEST
+from features.errors import TwotowerError
+from serving.bundle import load
+from serving.retriever import QueryLimits, Retriever
+from serving.store import Store
+
+log = logging.getLogger("twotower.serving")
+
+
+@dataclass(frozen=True)
+class Served:
+    """The bundle that answers, and since when (ISO 8601 UTC)."""
+
+    retriever: Retriever
+    loaded_at: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why the champion is not what answers; `bundle_id` is None where the pointer itself is unreadable."""
+
+    bundle_id: str | None
+    message: str
+
+
+class Follower:
+    """Serves a store's champion, whichever it is at the moment.
+
+    Args:
+        store: Where bundles and the pointer are.
+        limits: For the retrievers.
+        device: Where indexes are searched: `auto`, `cpu` or `gpu`.
+        poll_seconds: Time between two looks at the pointer.
+    """
+
+    def __init__(
+        self, store: Store, limits: QueryLimits | None = None, device: str = "auto", poll_seconds: float = 1.0
+    ) -> None:
+        self.store = store
+        self._limits = limits or QueryLimits()
+        self._device = device
+        self._poll_seconds = poll_seconds
+        self._served: Served | None = None
+        self._refusal: Refusal | None = None
+        self._refused_state: tuple[str, int, int] | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def served(self) -> Served | None:
+        """What answers now; take it once a request and use that one to the end."""
+        return self._served
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why something else than the champion answers; None while all is well."""
+        return self._refusal
+
+    def start(self) -> None:
+        """Begin to follow in the background."""
+        self._thread = threading.Thread(target=self._run, name="follow-champion", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following, after a load that is under way."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def check(self) -> None:
+        """Look at the pointer once and swap if the champion is another one."""
+        try:
+            champion = self.store.champion()
+        except TwotowerError as error:
+            self._refuse(None, str(error))
+            return
+        if champion is None:
+            self._refuse(None, f"{self.store.root} has no champion yet; run or promote one")
+            return
+        served = self._served
+        if served is not None and served.retriever.bundle.bundle_id == champion.bundle_id:
+            self._refusal = self._refused_state = None
+            return
+        state = (champion.bundle_id, self._changed_at(champion.bundle_id), self._pointer_changed_at())
+        if state != self._refused_state:
+            self._swap(champion.bundle_id, state)
+
+    def _swap(self, bundle_id: str, state: tuple[str, int, int]) -> None:
+        log.info("loading bundle %s", bundle_id)
+        try:
+            bundle = load(self.store.bundle_path(bundle_id), self._device)
+        except TwotowerError as error:
+            self._refused_state = state
+            self._refuse(bundle_id, str(error))
+            return
+        except MemoryError:
+            self._refused_state = state
+            self._refuse(bundle_id, "not enough memory to hold it beside the bundle that is served")
+            return
+        self._served = Served(Retriever(bundle, self._limits), _now())
+        self._refusal = self._refused_state = None
+        log.info("serving bundle %s: %d documents, %s", bundle_id, len(bundle.doc_ids), bundle.index.note)
+
+    def _refuse(self, bundle_id: str | None, message: str) -> None:
+        refusal = Refusal(bundle_id, message)
+        if refusal != self._refusal:
+            kept = self._served.retriever.bundle.bundle_id if self._served else "nothing"
+            log.warning("%s (still serving %s)", message, kept)
+        self._refusal = refusal
+
+    def _changed_at(self, bundle_id: str) -> int:
+        try:
+            return (self.store.bundle_path(bundle_id) / MANIFEST).stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def _pointer_changed_at(self) -> int:
+        try:
+            return self.store.pointer.stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.check()
+            except Exception:  # the thread must outlive whatever a load can raise
+                log.exception("looking at the champion failed; trying again")
+            self._stop.wait(self._poll_seconds)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
