@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from towers.data import Lists
 from towers.metrics import EvaluationError, Floats, Integers
 
 DEFAULT_BLOCK = 2**22
@@ -33,25 +34,6 @@ class System(Protocol):
     def score(self, queries: pd.DataFrame) -> NDArray[np.float32]:
         """Score every document (Q, N), higher is better, in the order of the documents table."""
         ...
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Lists of document rows, one list a query: query q owns `document[start[q]:start[q + 1]]`."""
-
-    start: Integers
-    document: Integers
-
-    @classmethod
-    def empty(cls, queries: int) -> "Ragged":
-        """Return an empty list for each query."""
-        return cls(np.zeros(queries + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
-
-    def span(self, first: int, last: int) -> tuple[Integers, Integers]:
-        """Return (query counted from `first`, document) of the queries from `first` up to `last`."""
-        start = self.start[first : last + 1]
-        query = np.repeat(np.arange(last - first), np.diff(start))
-        return query, self.document[start[0] : start[-1]]
 
 
 @dataclass(frozen=True)
@@ -115,8 +97,8 @@ def rank(
     doc_ids: Sequence[str],
     depth: int,
     *,
-    excluded: Ragged | None = None,
-    shown: Ragged | None = None,
+    excluded: Lists | None = None,
+    shown: Lists | None = None,
     block: int = DEFAULT_BLOCK,
 ) -> Ranking:
     """Rank the whole corpus for every query.
@@ -133,21 +115,24 @@ def rank(
     Raises:
         EvaluationError: If the system returns another shape, or a score that is not finite.
     """
-    excluded = excluded or Ragged.empty(len(queries))
-    shown = shown or Ragged.empty(len(queries))
+    nothing = Lists(np.zeros(0, dtype=np.int64), np.zeros(len(queries) + 1, dtype=np.int64))
+    excluded = nothing if excluded is None else excluded
+    shown = nothing if shown is None else shown
     order = tie_order(doc_ids)
     start = tie_start(queries["query_id"].tolist(), len(order))
     rows = max(1, block // len(order))
     document_QK = np.full((len(queries), min(depth, len(order))), -1, dtype=np.int64)
-    shown_score = np.zeros(len(shown.document))
+    shown_score = np.zeros(len(shown.values))
     for first in range(0, len(queries), rows):
         last = min(first + rows, len(queries))
         score_QN = _checked(system, queries.iloc[first:last], len(order))
-        shown_score[shown.start[first] : shown.start[last]] = score_QN[shown.span(first, last)]
-        hidden = excluded.span(first, last)
-        if len(hidden[0]):
+        within = np.arange(first, last)
+        document, query = shown.take(within)
+        shown_score[shown.offsets[first] : shown.offsets[last]] = score_QN[query, document]
+        document, query = excluded.take(within)
+        if len(document):
             score_QN = score_QN.copy()
-            score_QN[hidden] = -np.inf
+            score_QN[query, document] = -np.inf
         document_QK[first:last] = top(score_QN, order, start[first:last], depth)
     return Ranking(document_QK, shown_score)
 

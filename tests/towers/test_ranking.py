@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from towers.data import Lists
 from towers.metrics import EvaluationError
-from towers.ranking import Ragged, rank, tie_order, tie_start, top
+from towers.ranking import rank, tie_order, tie_start, top
 
 
 class Table:
@@ -46,9 +47,9 @@ def test_ranking_equals_sorting_everything_ties_and_exclusions_included(data):
     row = st.lists(cell, min_size=documents, max_size=documents)
     score = np.array([data.draw(row) for _ in range(queries)])
     hidden = [sorted(data.draw(st.sets(st.integers(0, documents - 1)))) for _ in range(queries)]
-    excluded = Ragged(
-        np.concatenate([[0], np.cumsum([len(h) for h in hidden])]),
+    excluded = Lists(
         np.array([n for h in hidden for n in h], dtype=np.int64),
+        np.concatenate([[0], np.cumsum([len(h) for h in hidden])]),
     )
     depth, block = data.draw(st.integers(1, 15)), data.draw(st.integers(1, 40))
     ranking = rank(Table(score), frame(queries), ids(documents), depth, excluded=excluded, block=block)
@@ -95,8 +96,8 @@ def test_a_corpus_of_one_document_is_ranked():
 
 def test_the_scores_of_shown_documents_come_back_even_where_they_are_excluded():
     score = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    shown = Ragged(np.array([0, 2, 3]), np.array([2, 0, 1]))
-    excluded = Ragged(np.array([0, 1, 1]), np.array([2]))
+    shown = Lists(np.array([2, 0, 1]), np.array([0, 2, 3]))
+    excluded = Lists(np.array([2]), np.array([0, 1, 1]))
     ranking = rank(Table(score), frame(2), ids(3), 3, excluded=excluded, shown=shown, block=3)
     assert ranking.shown.tolist() == [3.0, 1.0, 5.0]
     assert ranking.documents[0].tolist() == [1, 0, -1]
@@ -104,7 +105,7 @@ def test_the_scores_of_shown_documents_come_back_even_where_they_are_excluded():
 
 def test_the_scores_of_a_system_are_left_as_they_were():
     table = Table(np.array([[1.0, 2.0]]))
-    rank(table, frame(1), ids(2), 2, excluded=Ragged(np.array([0, 1]), np.array([0])))
+    rank(table, frame(1), ids(2), 2, excluded=Lists(np.array([0]), np.array([0, 1])))
     assert table.score_QN.tolist() == [[1.0, 2.0]]
 
 
