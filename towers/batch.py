@@ -96,7 +96,8 @@ class Features:
     ragged: dict[str, Ragged] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = {name: len(part) for name, part in (*self.dense.items(), *self.ragged.items())}
+        lengths = {name: len(tensor) for name, tensor in self.dense.items()}
+        lengths |= {name: len(ragged) for name, ragged in self.ragged.items()}
         if not lengths:
             raise ValueError("features need at least one tensor; none was given")
         if len(set(lengths.values())) > 1:
