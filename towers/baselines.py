@@ -42,10 +42,10 @@ class Towers:
             self.document_ND = _encode(model.encode_documents, model.prepare_documents(documents))
 
     def score(self, queries: pd.DataFrame) -> NDArray[np.float32]:
-        """Score every document (Q, N) by the inner product, which is the cosine of unit vectors."""
+        """Score every document (Q, N) by the similarity that was trained."""
         with torch.inference_mode():
             query_QD = _encode(self.model.encode_queries, self.model.prepare_queries(queries))
-            score_QN: NDArray[np.float32] = (query_QD @ self.document_ND.T).numpy()
+            score_QN: NDArray[np.float32] = self.model.score(query_QD, self.document_ND).numpy()
             return score_QN
 
 
@@ -108,17 +108,17 @@ class Bm25:
         )
 
 
-def build_system(name: SystemName, documents: pd.DataFrame, checkpoint: Path, seed: int) -> System:
+def build_system(name: SystemName, documents: pd.DataFrame, model: Path, seed: int) -> System:
     """Make a system ready to score.
 
     Args:
         name: Which one.
         documents: The documents table of the examples.
-        checkpoint: The artifact whose `two_tower/` is loaded; read by `towers` alone.
+        model: Directory of saved towers; read by `towers` alone.
         seed: Read by `random` alone.
     """
     if name == "towers":
-        return Towers(TwoTower.load(checkpoint / "two_tower"), documents)
+        return Towers(TwoTower.load(model), documents)
     if name == "random":
         return RandomScores(documents["doc_id"].tolist(), seed)
     if name == "bm25":
