@@ -4,8 +4,9 @@ Legend: N rows, B queries, D dimension.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import pandas as pd
 import torch
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from features.artifact import write_json
 from features.config import Config
 from towers.batch import Features
-from towers.encoders.encoder import Encoder, Side
+from towers.encoders.encoder import Encoder, Side, texts_of
 from towers.encoders.features import FeatureEncoder
 from towers.encoders.fitted import fit
 from towers.encoders.hashing import TextInput
 from towers.encoders.inputs import FeatureTowerConfig
 from towers.encoders.numbers import NumberInput, Transform
+from towers.encoders.text import TextEncoder, TextTowerConfig, start_transformer
 
 TEMPERATURE_RANGE = (0.005, 10.0)
 """A learned temperature stays inside; below, one step could make every probability 0 or 1."""
@@ -30,7 +32,7 @@ _CONFIG = "two_tower.json"
 _TEMPERATURE = "temperature.safetensors"
 _EPSILON = 1e-6  # a zero vector stays zero, and its gradient finite
 
-EncoderConfig = FeatureTowerConfig
+EncoderConfig = Annotated[FeatureTowerConfig | TextTowerConfig, Field(discriminator="kind")]
 
 
 Similarity = Literal["cosine", "dot"]
@@ -74,6 +76,12 @@ class TowersConfig(Config):
                 f"shared towers must be of one kind; they are {self.query.kind} and {self.document.kind}"
             )
         query, document = self.query, self.document
+        if self.shared and isinstance(query, TextTowerConfig) and isinstance(document, TextTowerConfig):
+            alike = query.model_copy(update={"prefix": document.prefix})
+            if alike != document:
+                raise ValueError(
+                    "shared text towers may differ in prefix only; make the rest equal or unshare them"
+                )
         if isinstance(query, FeatureTowerConfig) and query.popularity:
             raise ValueError(
                 "query.popularity belongs under document.popularity; the query has constant: true"
@@ -159,10 +167,11 @@ class TwoTower(nn.Module):
     def load(cls, directory: Path) -> Self:
         """Read what `save` wrote: bit-identical weights, in evaluation mode."""
         config = TowersConfig.model_validate_json((directory / _CONFIG).read_text(encoding="utf-8"))
-        query, document = (FeatureEncoder.load(directory / side) for side in ("query", "document"))
-        towers = cls(config, query, document)
+        query = _class_of(config.query).load(directory / "query")
+        document = _class_of(config.document).load(directory / "document")
         if config.shared:
-            _share_tables(query, document)
+            _share(query, document)
+        towers = cls(config, query, document)
         if towers._free_temperature is not None:
             weights = load((directory / _TEMPERATURE).read_bytes())
             towers._free_temperature.data.copy_(weights["temperature"])
@@ -183,30 +192,58 @@ def build_two_tower(config: TowersConfig, documents: pd.DataFrame, queries: pd.D
         ConfigError: If a frame lacks a column that the configuration names.
         SchemaError: If a value cannot be an input.
     """
-    document = FeatureEncoder(
-        config.document,
-        config.dimension,
-        Side.DOCUMENT,
-        fit(config.document, Side.DOCUMENT, documents, documents, {}),
-    )
-    known = document.fitted.vocabularies if config.shared else {}
-    query = FeatureEncoder(
-        config.query,
-        config.dimension,
-        Side.QUERY,
-        fit(config.query, Side.QUERY, queries, documents, known),
-        dict(document.tables.items()) if config.shared else {},
-    )
-    distinct = queries.drop_duplicates("query_text") if config.query.text else queries
-    words = query.texts(distinct), document.texts(documents)
-    query.weigh_words(words[0] + words[1] if config.shared else words[0])
-    document.weigh_words(words[0] + words[1] if config.shared else words[1])
+    frames = {Side.QUERY: queries, Side.DOCUMENT: documents}
+    document = _build_encoder(config, Side.DOCUMENT, frames, None)
+    query = _build_encoder(config, Side.QUERY, frames, document if config.shared else None)
+    if isinstance(query, FeatureEncoder) and isinstance(document, FeatureEncoder) and config.shared:
+        texts = [*query.texts(queries), *document.texts(documents)]
+        query.weigh_words(texts)
+        document.weigh_words(texts)
     return TwoTower(config, query, document)
 
 
-def _share_tables(query: FeatureEncoder, document: FeatureEncoder) -> None:
-    for name in query.tables.keys() & document.tables.keys():
-        query.tables[name] = document.tables[name]
+def _build_encoder(
+    config: TowersConfig, side: Side, frames: Mapping[Side, pd.DataFrame], partner: Encoder | None
+) -> Encoder:
+    """Return one tower; what it shares is taken from `partner`, where there is one."""
+    settings = config.query if side is Side.QUERY else config.document
+    if isinstance(settings, TextTowerConfig):
+        encoder: Encoder = _build_text_encoder(config, settings, side, frames)
+        if partner is not None:
+            _share(encoder, partner)
+        return encoder
+    shared = partner if isinstance(partner, FeatureEncoder) else None
+    known = {} if shared is None else shared.fitted.vocabularies
+    fitted = fit(settings, side, frames[side], frames[Side.DOCUMENT], known)
+    tables = {} if shared is None else dict(shared.tables.items())
+    built = FeatureEncoder(settings, config.dimension, side, fitted, tables)
+    built.weigh_words(built.texts(frames[side]))
+    return built
+
+
+def _build_text_encoder(
+    config: TowersConfig, settings: TextTowerConfig, side: Side, frames: Mapping[Side, pd.DataFrame]
+) -> TextEncoder:
+    read = list(Side) if config.shared else [side]
+    texts = [text for whose in read for text in dict.fromkeys(texts_of(frames[whose], whose))]
+    tokenizer, transformer = start_transformer(settings, texts)
+    return TextEncoder(
+        settings, config.dimension, side, tokenizer, transformer, config.similarity == "cosine"
+    )
+
+
+def _share(query: Encoder, document: Encoder) -> None:
+    """Make the query tower use the document tower's weights where the two share them."""
+    if isinstance(query, FeatureEncoder) and isinstance(document, FeatureEncoder):
+        for name in query.tables.keys() & document.tables.keys():
+            query.tables[name] = document.tables[name]
+    elif isinstance(query, TextEncoder) and isinstance(document, TextEncoder):
+        query.tokenizer, query.transformer = document.tokenizer, document.transformer
+        query.projector = document.projector
+
+
+def _class_of(config: FeatureTowerConfig | TextTowerConfig) -> type[FeatureEncoder] | type[TextEncoder]:
+    return FeatureEncoder if isinstance(config, FeatureTowerConfig) else TextEncoder
 
 
 def _to_free(temperature: float) -> float:
