@@ -147,13 +147,15 @@ Current = Annotated[Served, Depends(_served)]
 _router = APIRouter(responses=_REFUSALS)
 
 
-@_router.post("/v1/search")
+@_router.post("/v1/search", response_model_exclude_none=True)
 def search(body: SearchRequest, served: Current) -> SearchReply:
     """Find the documents nearest to a text or to a history."""
     started = time.perf_counter()
     retriever = served.retriever
-    ask = retriever.answer if body.mode == "dense" else retriever.bm25
-    answer = ask(body.text, body.history, body.k, body.exclude)
+    if body.mode == "bm25":
+        answer = retriever.bm25(body.text, body.history, body.k, body.exclude)
+    else:
+        answer = retriever.answer(body.text, body.history, body.k, body.exclude, body.user_id)
     words = _words(retriever, body) if body.with_documents else None
     return SearchReply(
         bundle_id=retriever.bundle.bundle_id,
@@ -166,7 +168,7 @@ def search(body: SearchRequest, served: Current) -> SearchReply:
     )
 
 
-@_router.get("/v1/documents/{doc_id:path}/neighbors")
+@_router.get("/v1/documents/{doc_id:path}/neighbors", response_model_exclude_none=True)
 def neighbors(
     doc_id: str,
     served: Current,

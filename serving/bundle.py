@@ -1,6 +1,6 @@
 """A bundle: query tower, document tower, index, ids and catalogue of one version, published by one rename.
 
-    query/ document/ two_tower.json     the towers, as the checkpoint has them
+    query/ document/ two_tower.json     the towers, byte for byte as the checkpoint has them
     index/index.faiss                   rows in the order of ids.json
     ids.json                            doc_id of each row
     documents.parquet                   the catalogue, same order: what encoders, BM25 and the page need
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from towers.two_tower import TwoTower
 
 from features.artifact import Artifact, publish, write_json
 from features.errors import ArtifactError, BundleError
@@ -32,11 +31,11 @@ from serving.encode import Progress, encode_documents, encode_queries
 from serving.index import Index, IndexConfig
 from serving.provenance import Sources, describe_versions
 from serving.tune import ann_recall, tune
+from towers.two_tower import TwoTower
 
 KIND = "bundle"
 ID_LENGTH = 16
 _TOWERS = "two_tower"
-_TOWER_FILES = ("query", "document", "two_tower.json")
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,13 @@ class Bundle:
 
     @property
     def query_inputs(self) -> list[str]:
-        """What a query may consist of: `text`, `history`, or both."""
+        """What a query consists of: `text` or `history`, as the towers were trained."""
         return list(self.artifact.content["query_inputs"])
+
+    @property
+    def excludes_history(self) -> bool:
+        """Whether a history's own documents are never returned, as in training and evaluation."""
+        return bool(self.artifact.content["exclude_seen"])
 
 
 def export(
@@ -122,12 +126,11 @@ def export(
     )
 
     def write(directory: Path) -> None:
-        for name in _TOWER_FILES:
-            _copy(checkpoint / _TOWERS / name, directory / name)
+        shutil.copytree(checkpoint / _TOWERS, directory, dirs_exist_ok=True)
         (directory / "index").mkdir()
         built.write(directory / "index" / "index.faiss")
         write_json(directory / "ids.json", doc_ids)
-        _copy(examples / "documents.parquet", directory / "documents.parquet")
+        shutil.copyfile(examples / "documents.parquet", directory / "documents.parquet")
 
     return _publish(bundles, content, write)
 
@@ -249,13 +252,6 @@ def _is_whole(path: Path) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target)
-    else:
-        shutil.copyfile(source, target)
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from towers.two_tower import TwoTower
 
 from features.errors import BundleError
 from serving.index import Vectors, unusable_rows
 from towers.batch import Features
+from towers.two_tower import TwoTower
 
 Progress = Callable[[int, int], None]
 """Called with (rows done, rows in all)."""
@@ -68,7 +68,7 @@ def _encode(
         for start in range(0, len(frame), _PREPARED_ROWS):
             prepared = prepare(frame.iloc[start : start + _PREPARED_ROWS].reset_index(drop=True))
             part: Vectors | None = None
-            for rows in _longest_first(prepared).split(_BATCH_ROWS):
+            for rows in torch.split(_longest_first(prepared), _BATCH_ROWS):
                 vectors = encode(prepared.take(rows).to(device)).float().cpu().numpy()
                 if part is None:
                     part = np.empty((len(prepared), vectors.shape[1]), dtype=np.float32)

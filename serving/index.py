@@ -213,14 +213,17 @@ def check_similarity(vectors: Vectors, similarity: str) -> None:
     """Assert that inner product is the similarity of these vectors.
 
     Raises:
-        BundleError: If the similarity is unknown, or `cosine` vectors do not have unit length.
+        BundleError: If the similarity is unknown, or a `cosine` vector has neither unit length nor none.
     """
     if similarity not in SIMILARITIES:
         raise BundleError(
             f"similarity {similarity!r} cannot be indexed by inner product; one of {SIMILARITIES} can"
         )
     if similarity == "cosine" and len(vectors):
-        worst = float(np.abs(np.linalg.norm(vectors, axis=1) - 1.0).max())
+        norm = np.linalg.norm(vectors, axis=1)
+        worst = float(
+            np.where(norm == 0, 0.0, np.abs(norm - 1.0)).max()
+        )  # a zero vector is nobody's neighbour
         if not worst <= _UNIT_TOLERANCE:
             raise BundleError(f"cosine vectors must have unit length; one is off by {worst:.3g}")
 

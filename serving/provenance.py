@@ -31,7 +31,6 @@ class Sources:
         tuning: Query frame to tune the index on: validation queries, or the next best split.
         measuring: Query frame to measure ANN recall on: test queries, or the next best split.
         measuring_split: Which split `measuring` is.
-        query_inputs: What a query of this log consists of: `text`, `history` or both.
     """
 
     examples: Artifact
@@ -41,7 +40,6 @@ class Sources:
     tuning: pd.DataFrame
     measuring: pd.DataFrame
     measuring_split: str
-    query_inputs: list[str]
 
     @property
     def held_out(self) -> pd.DataFrame:
@@ -53,7 +51,7 @@ class Sources:
         """Open the artifacts and sample their queries.
 
         Raises:
-            ArtifactError: If one is damaged, or there is no query in any split.
+            ArtifactError: If one is damaged, the evaluation is of something else, or no split has a query.
         """
         data = Artifact.read(examples, "examples", verify=True)
         model = Artifact.read(checkpoint, "checkpoint", verify=True)
@@ -65,6 +63,7 @@ class Sources:
         if not filled:
             raise ArtifactError(f"{examples} has no query in any split; nothing could be measured")
         tuning = splits["validation" if "validation" in filled else filled[0]]
+        _check_belongs(judged, data, model)
         return cls(
             examples=data,
             checkpoint=model,
@@ -73,11 +72,11 @@ class Sources:
             tuning=spread(tuning, MEASURED_QUERIES),
             measuring=spread(splits[filled[0]], MEASURED_QUERIES),
             measuring_split=filled[0],
-            query_inputs=_inputs(pd.concat([splits[name] for name in filled], ignore_index=True)),
         )
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says about the inputs."""
+        config = self.examples.content["config"]
         table = [] if self.evaluation is None else _evaluation_table(self.evaluation)
         return {
             "examples": {"digest": self.examples.digest, "cut": self.examples.content.get("cut")},
@@ -85,7 +84,8 @@ class Sources:
             "evaluation_digest": None if self.evaluation is None else self.evaluation.digest,
             "evaluation": table,
             "data_window": dict(self.window),
-            "query_inputs": self.query_inputs,
+            "query_inputs": [config["query"]],
+            "exclude_seen": config["exclude_seen"],
         }
 
 
@@ -111,12 +111,6 @@ def _queries(path: Path) -> pd.DataFrame:
     return frame[~pd.Series(keys, dtype=object).duplicated().to_numpy()].reset_index(drop=True)
 
 
-def _inputs(queries: pd.DataFrame) -> list[str]:
-    has_text = bool(queries["query_text"].notna().any())
-    has_history = any(len(history) > 0 for history in queries["history"])
-    return [*(["text"] if has_text else []), *(["history"] if has_history or not has_text else [])]
-
-
 def _window(examples: Path) -> dict[str, str | None]:
     window: dict[str, str | None] = {}
     for split in ("train", "validation", "test"):
@@ -124,6 +118,14 @@ def _window(examples: Path) -> dict[str, str | None]:
         window[f"{split}_first"] = None if times.empty else times.min().isoformat()
         window[f"{split}_last"] = None if times.empty else times.max().isoformat()
     return window
+
+
+def _check_belongs(evaluation: Artifact | None, examples: Artifact, checkpoint: Artifact) -> None:
+    if evaluation is None:
+        return
+    for part in (examples, checkpoint):
+        if evaluation.content[part.kind] != part.digest:
+            raise ArtifactError(f"{evaluation.path} is not of the {part.kind} in {part.path}; evaluate again")
 
 
 def _evaluation_table(evaluation: Artifact) -> list[dict[str, Any]]:

@@ -91,6 +91,7 @@ class Retriever:
         history: Sequence[str] | None = None,
         k: int = 10,
         exclude: Sequence[str] = (),
+        user_id: str | None = None,
     ) -> list[Hit]:
         """Return the k documents nearest to a query, without the excluded ones.
 
@@ -98,12 +99,14 @@ class Retriever:
             text: The query's text, for a bundle that was trained on texts.
             history: Earlier clicked doc_ids, oldest first, for a bundle that was trained on histories.
             k: At most this many; fewer where the catalogue has fewer.
-            exclude: Ids that must not be returned; unknown ones are ignored.
+            exclude: Ids that must not be returned; unknown ones are ignored. A bundle whose evaluation left
+                out what was seen leaves out the history too.
+            user_id: Who asks, for towers that read it.
 
         Raises:
             QueryError: If the query is empty, too large or of a kind the bundle cannot answer.
         """
-        return self.answer(text, history, k, exclude).hits
+        return self.answer(text, history, k, exclude, user_id).hits
 
     def answer(
         self,
@@ -111,15 +114,16 @@ class Retriever:
         history: Sequence[str] | None = None,
         k: int = 10,
         exclude: Sequence[str] = (),
+        user_id: str | None = None,
     ) -> Answer:
         """Return `search`'s hits with what happened on the way."""
         self._check_size(k, exclude)
         text, known, unknown = self._checked(text, history)
         started = time.perf_counter()
-        query_BD = encode_queries(self.bundle.towers, query_frame(text, known))
+        query_BD = encode_queries(self.bundle.towers, query_frame(text, known, user_id))
         encoded = time.perf_counter()
-        found = self.bundle.index.search(query_BD, k + len(exclude))[0]
-        hits = self._hits(found, k, set(exclude))
+        dropped = self._dropped(exclude, known)
+        hits = self._hits(self.bundle.index.search(query_BD, k + len(dropped))[0], k, dropped)
         return self._answer(hits, k, unknown, started, encoded)
 
     def search_many(self, queries: pd.DataFrame, k: int = 10) -> list[list[Hit]]:
@@ -145,15 +149,14 @@ class Retriever:
             QueryError: As `search`, but any bundle answers a text here.
         """
         self._check_size(k, exclude)
-        if text is not None:
-            self._check_text(text)
-        known, unknown = self._check_history(history) if history is not None else ([], [])
-        words = " ".join([*([text] if text is not None else []), *(self.title(doc_id) for doc_id in known)])
         if text is None and history is None:
             raise QueryError("empty_query", "the query is empty; give a text or a history")
+        asked = [] if text is None else [self._normalised(text)]
+        known, unknown = self._check_history(history) if history is not None else ([], [])
+        words = "\n".join([*asked, *(self.title(doc_id) for doc_id in known)])
         started = time.perf_counter()
-        doc_ids, scores = self.bundle.lexical.search(words, min(k + len(exclude), len(self.bundle.doc_ids)))
-        dropped = set(exclude)
+        dropped = self._dropped(exclude, known)
+        doc_ids, scores = self.bundle.lexical.search(words, min(k + len(dropped), len(self.bundle.doc_ids)))
         kept = [(d, float(s)) for d, s in zip(doc_ids, scores, strict=True) if d not in dropped][:k]
         hits = [Hit(doc_id, score, rank) for rank, (doc_id, score) in enumerate(kept, 1)]
         return self._answer(hits, k, unknown, started, started)
@@ -206,10 +209,8 @@ class Retriever:
                     "wrong_input",
                     f"this bundle answers a {' and a '.join(inputs)}, not a {name}; leave {name} out",
                 )
-        if text is not None:
-            self._check_text(text)
         known, unknown = self._check_history(history) if history is not None else ([], [])
-        return text, known, unknown
+        return None if text is None else self._normalised(text), known, unknown
 
     def _check_size(self, k: int, exclude: Sequence[str]) -> None:
         if not 1 <= k <= self.limits.max_k:
@@ -220,14 +221,17 @@ class Retriever:
                 f"{len(exclude)} excluded ids; at most {self.limits.max_exclude} are allowed",
             )
 
-    def _check_text(self, text: str) -> None:
+    def _normalised(self, text: str) -> str:
+        """Return the text as training had it."""
         if len(text) > self.limits.max_text:
             raise QueryError(
                 "query_too_long",
                 f"the query has {len(text)} characters; at most {self.limits.max_text} are allowed",
             )
-        if not normalise(text):
+        normalised = normalise(text)
+        if not normalised:
             raise QueryError("empty_query", "the query has no visible character; type a word")
+        return normalised
 
     def _check_history(self, history: Sequence[str]) -> tuple[list[str], list[str]]:
         if not 1 <= len(history) <= self.limits.max_history:
@@ -242,6 +246,9 @@ class Retriever:
                 f"none of the history's documents is in this bundle, {_shown(unknown[0])} first",
             )
         return [doc_id for doc_id in history if doc_id in self.bundle.rows], unknown
+
+    def _dropped(self, exclude: Sequence[str], history: list[str]) -> set[str]:
+        return {*exclude, *(history if self.bundle.excludes_history else ())}
 
     def _hits(self, found: Neighbours, k: int, dropped: set[str]) -> list[Hit]:
         doc_ids = self.bundle.doc_ids

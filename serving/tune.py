@@ -80,7 +80,7 @@ def tune(index: Index, query_BD: Vectors, document_ND: Vectors, config: IndexCon
 
     Doubles the parameter until the target is met, then bisects. The index is left at the chosen setting.
     """
-    fixed: dict[str, int] = {**config.search}
+    fixed = {str(parameter): value for parameter, value in config.search.items()}
     name, target = index.tunable, config.target_ann_recall
     exact = exact_search(query_BD, document_ND, config.k)
     if target is None or name is None or name in config.search:

@@ -19,6 +19,7 @@ class SearchRequest(BaseModel):
     history: list[DocId] | None = Field(None, description="earlier clicked doc_ids, oldest first")
     k: StrictInt = Field(10, description="how many documents to return")
     exclude: list[DocId] = Field(default_factory=list, description="doc_ids that must not be returned")
+    user_id: StrictStr | None = Field(None, max_length=512, description="who asks, for towers that read it")
     mode: Mode = Field("dense", description="dense: the towers and their index; bm25: words in common")
     with_documents: StrictBool = Field(False, description="whether hits carry title, text and matched terms")
 
