@@ -1,0 +1,180 @@
+"""What the smaller commands of the command line do."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from features.artifact import Artifact
+from features.errors import ArtifactError, ConfigError
+from pipelines.comparison import champion_id, compare, find_evaluation, read_evaluation
+from pipelines.config import RunConfig, load_config
+from pipelines.output import OUTPUT
+from pipelines.report import comparison_grid, html_page, print_table, results_grid
+from pipelines.workspace import Workspace, stage_key
+from serving.api import ServeConfig
+
+
+def serve_store(store: Path, config: Path | None, changes: Mapping[str, Any]) -> None:
+    """Serve a store until interrupted.
+
+    Raises:
+        ArtifactError: If the folder is not a store.
+        ConfigError: If the address cannot be used.
+    """
+    from serving.api import serve
+
+    if not store.is_dir():
+        raise ArtifactError(f"{store} is not a folder; give the `store` of a configuration that was run")
+    settings = load_config(config).serve if config else ServeConfig()
+    given = {name: value for name, value in changes.items() if value is not None}
+    try:
+        settings = ServeConfig.model_validate({**settings.model_dump(), **given})
+    except ValidationError as error:
+        raise ConfigError(_first_mistake(error)) from None
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("serving").setLevel(logging.INFO)
+    serve(store, settings)
+
+
+def search_store(
+    store: Path, bundle_id: str, text: str | None, history: list[str] | None, k: int
+) -> dict[str, Any]:
+    """Answer one query with the towers and with BM25, print both, and return them.
+
+    Raises:
+        QueryError: If the bundle cannot answer such a query.
+        ArtifactError: If the store has no such bundle.
+    """
+    from serving.bundle import load
+    from serving.retriever import Hit, Retriever
+    from serving.store import Store
+
+    chosen = champion_id(store) if bundle_id == "champion" else bundle_id
+    retriever = Retriever(load(Store(store).bundle_path(chosen)))
+    answers = {
+        "towers": retriever.answer(text, history, k),
+        "bm25": retriever.bm25(text, history, k),
+    }
+
+    def described(hit: Hit) -> dict[str, Any]:
+        title = retriever.title(hit.doc_id)
+        return {"rank": hit.rank, "doc_id": hit.doc_id, "score": hit.score, "title": title}
+
+    document: dict[str, Any] = {"bundle": chosen, "text": text, "history": history}
+    for name, answer in answers.items():
+        document[name] = [described(hit) for hit in answer.hits]
+        lines = [
+            [str(hit["rank"]), f"{hit['score']:.4f}", hit["doc_id"], hit["title"]] for hit in document[name]
+        ]
+        print_table(OUTPUT.console, name, ["rank", "score", "doc_id", "title"], lines)
+    document["unknown"] = answers["towers"].unknown
+    return document
+
+
+def compare_runs(a: str, b: str, store: Path | None, page: Path | None) -> dict[str, Any]:
+    """Compare two evaluations, print the table, write the page, and return both.
+
+    Raises:
+        ArtifactError: If one is not found, or they share no metric.
+    """
+    first = read_evaluation(find_evaluation(a, store), a)
+    second = read_evaluation(find_evaluation(b, store), b)
+    rows = compare(first, second)
+    if not rows:
+        raise ArtifactError(f"{a} and {b} share no metric on common queries")
+    is_paired = first.data == second.data
+    note = (
+        "Evaluated on the same test queries: paired differences with 95% bootstrap intervals, "
+        "randomisation test."
+        if is_paired
+        else "Evaluated on different test data: not paired; the interval spans both intervals."
+    )
+    header, lines = comparison_grid(rows, "A", "B")
+    print_table(OUTPUT.console, f"A = {a}, B = {b}. {note}", header, lines)
+    if page is not None:
+        tables = [
+            ("A and B", header, lines),
+            (f"A = {a}", *results_grid(first.rows, "all")),
+            (f"B = {b}", *results_grid(second.rows, "all")),
+        ]
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(
+            html_page("Comparison of two runs", [f"A = {a}", f"B = {b}", note], tables), encoding="utf-8"
+        )
+    return {"a": a, "b": b, "paired_queries": is_paired, "comparison": rows}
+
+
+def simulate_shop(directory: Path, sessions: int | None, seed: int) -> dict[str, Any]:
+    """Write a simulated shop and say what was written.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+    from features.simulate import SimulateConfig, simulate
+
+    given = {"seed": seed} | ({} if sessions is None else {"sessions": sessions})
+    try:
+        config = SimulateConfig.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(_first_mistake(error)) from None
+    artifact = simulate(directory, config)
+    OUTPUT.console.out(f"{directory}: {_facts(artifact)}", highlight=False)
+    return {"directory": str(directory), "digest": artifact.digest, "content": dict(artifact.content)}
+
+
+def evaluate_bundle(config: RunConfig, bundle: str, judgements: Path | None) -> dict[str, Any]:
+    """Score an exported bundle, on judged queries or on its held-out clicks, with the baselines beside it.
+
+    Args:
+        config: Names the store, the metrics, and (unless `judgements` is given) the judged queries.
+        bundle: A bundle id of the store, or `champion`.
+        judgements: File of judged queries in any format that `qrels` in a configuration may have.
+
+    Returns:
+        `bundle`, `path` of the evaluation artifact, its `evaluation` list and `verdict`.
+
+    Raises:
+        ArtifactError: If the store does not have the bundle or its examples.
+        SchemaError: If the judgements cannot be read.
+    """
+    from pipelines.judged import prepared_qrels, qrels_config
+    from serving.store import Store
+    from towers.evaluate import evaluate
+
+    workspace = Workspace(config.store)
+    chosen = champion_id(config.store) if bundle == "champion" else bundle
+    artifact = Store(config.store).bundle(chosen)
+    record = next((r for r in workspace.records("exports") if r.get("bundle") == chosen), None)
+    if record is None:
+        raise ArtifactError(f"{config.store} does not know from which examples bundle {chosen} was made")
+    with workspace.lock():
+        source = qrels_config(config, judgements)
+        qrels = None if source is None else prepared_qrels(workspace, source)
+        inputs = {"bundle": artifact.digest, "qrels": "" if qrels is None else qrels.stem}
+        key = stage_key("evaluate", config.evaluate.model_dump(mode="json"), inputs)
+        target = workspace.target("evaluate", key)
+        if workspace.find("evaluate", key) is None:
+            evaluate(Path(record["examples"]), artifact.path, target, config.evaluate, qrels=qrels)
+    result = read_evaluation(target)
+    return {
+        "bundle": chosen,
+        "path": str(target),
+        "evaluation": result.rows,
+        "decision": config.evaluate.decision,
+        "verdict": result.verdict,
+    }
+
+
+def _facts(artifact: Artifact) -> str:
+    counts = {key: value for key, value in artifact.content.items() if isinstance(value, int)}
+    return ", ".join(f"{value:,} {key}" for key, value in counts.items()) or artifact.digest[:16]
+
+
+def _first_mistake(error: ValidationError) -> str:
+    item = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in item["loc"])
+    return f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]} (got {item['input']!r})"

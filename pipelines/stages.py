@@ -1,0 +1,309 @@
+"""The six stages: what each reads, what its key is, which function does the work, what is recorded of it.
+
+No Prefect here: a stage can be looked up, run and recorded by anything.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+
+from features.artifact import Artifact
+from features.errors import ArtifactError
+from pipelines.comparison import TOWERS, read_evaluation
+from pipelines.config import RunConfig
+from pipelines.promote import Decision, promote
+from pipelines.tracking import StageRun, Tracking
+from pipelines.workspace import StageResult, Workspace, stage_key
+from serving.store import Store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made or found.
+
+    Attributes:
+        path: The artifact's directory, or for a promotion the pointer file.
+        digest: Identifies the content.
+        summary: One line for people.
+        content: What the artifact's manifest says.
+    """
+
+    path: Path
+    digest: str
+    summary: str
+    content: Mapping[str, Any]
+
+
+class Stage(ABC):
+    """A unit of work with a key: equal keys are equal work."""
+
+    name: ClassVar[str]
+
+    def __init__(self, config: RunConfig, section: object, inputs: Mapping[str, str]) -> None:
+        self.config = config
+        self.workspace = Workspace(config.store)
+        self.inputs = dict(inputs)
+        self.key = stage_key(self.name, portable(section), self.inputs)
+
+    @property
+    def target(self) -> Path:
+        """Directory of the artifact."""
+        return self.workspace.target(self.name, self.key)
+
+    def find(self) -> Outcome | None:
+        """Return the finished work, or none."""
+        artifact = self.workspace.find(self.name, self.key)
+        return None if artifact is None else self.outcome(artifact)
+
+    def outcome(self, artifact: Artifact) -> Outcome:
+        """Describe an artifact of this stage."""
+        return Outcome(artifact.path, artifact.digest, self.summary(artifact), artifact.content)
+
+    @abstractmethod
+    def run(self, recorder: Any) -> Outcome:
+        """Do the work."""
+
+    def summary(self, artifact: Artifact) -> str:
+        """Say in one line what the artifact holds."""
+        return str(artifact.path)
+
+    def record(self, tracking: Tracking, child: StageRun, outcome: Outcome) -> None:
+        """Add to the stage's MLflow run what is particular to it."""
+        manifest = outcome.path / "manifest.json"
+        if manifest.is_file():
+            child.artifact(manifest)
+
+
+class Ingest(Stage):
+    """Log files and catalogue → lake."""
+
+    name = "ingest"
+
+    def __init__(self, config: RunConfig) -> None:
+        digests = Workspace(config.store).digests(config.source.files())
+        inputs = {
+            f"{number}.{Path(file).name}": digest for number, (file, digest) in enumerate(digests.items())
+        }
+        super().__init__(config, {"source": config.source, "ingest": without_engine(config.ingest)}, inputs)
+
+    def run(self, recorder: Any) -> Outcome:
+        """Read, validate, quarantine, write."""
+        from features.lake import ingest
+
+        return self.outcome(ingest(self.config.source, self.target, self.config.ingest))
+
+    def summary(self, artifact: Artifact) -> str:
+        """Count what was accepted and what was not."""
+        return "; ".join(_counts(name, artifact.content[name]) for name in ("impressions", "documents"))
+
+
+class Examples(Stage):
+    """Lake → examples."""
+
+    name = "examples"
+
+    def __init__(self, config: RunConfig, lake: StageResult) -> None:
+        super().__init__(config, without_engine(config.examples), {"lake": lake.digest})
+        self._lake = Path(lake.path)
+
+    def run(self, recorder: Any) -> Outcome:
+        """Cut in time, denoise, count."""
+        from features.examples import build_examples
+
+        return self.outcome(build_examples(self._lake, self.target, self.config.examples))
+
+    def summary(self, artifact: Artifact) -> str:
+        """Count examples and queries."""
+        counts = artifact.content.get("counts", {})
+        return ", ".join(
+            f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items() if _is_count(value)
+        )
+
+
+class Train(Stage):
+    """Examples → checkpoint."""
+
+    name = "train"
+
+    def __init__(self, config: RunConfig, data: StageResult) -> None:
+        section = {"towers": config.towers, "train": config.train, "seed": config.seed}
+        super().__init__(config, section, {"examples": data.digest})
+        self._examples = Path(data.path)
+
+    def run(self, recorder: Any) -> Outcome:
+        """Train, or go on where an interrupted training of the same key stopped."""
+        from towers.train import train
+
+        config = self.config
+        artifact = train(
+            self._examples, self.target, config.towers, config.train, seed=config.seed, record=recorder
+        )
+        return self.outcome(artifact)
+
+
+class Evaluate(Stage):
+    """Examples and checkpoint → evaluation."""
+
+    name = "evaluate"
+
+    def __init__(self, config: RunConfig, data: StageResult, checkpoint: StageResult) -> None:
+        inputs = {"examples": data.digest, "checkpoint": checkpoint.digest}
+        section = {"evaluate": config.evaluate, "qrels": config.qrels}
+        super().__init__(config, section, inputs)
+        self._examples, self._checkpoint = Path(data.path), Path(checkpoint.path)
+
+    def run(self, recorder: Any) -> Outcome:
+        """Rank the whole corpus exactly for every test query, baselines beside."""
+        from towers.evaluate import evaluate
+
+        artifact = evaluate(self._examples, self._checkpoint, self.target, self.config.evaluate, qrels=None)
+        return self.outcome(artifact)
+
+    def summary(self, artifact: Artifact) -> str:
+        """Give the towers' metrics over all queries."""
+        rows = [
+            row
+            for row in read_evaluation(artifact.path).rows
+            if (row["system"], row["slice"]) == (TOWERS, "all")
+        ]
+        return "towers " + ", ".join(f"{row['metric']} {row['value']:.4f}" for row in rows)
+
+    def record(self, tracking: Tracking, child: StageRun, outcome: Outcome) -> None:
+        """Record every metric, and the towers' on the parent run too."""
+        super().record(tracking, child, outcome)
+        rows = read_evaluation(outcome.path).rows
+        child.evaluation(rows)
+        child.artifact(outcome.path / "evaluation.json")
+        tracking.parent.evaluation([row for row in rows if row["slice"] == "all"])
+
+
+class Export(Stage):
+    """Examples, checkpoint and evaluation → bundle."""
+
+    name = "export"
+
+    def __init__(
+        self, config: RunConfig, data: StageResult, checkpoint: StageResult, evaluation: StageResult
+    ) -> None:
+        self._paths = [Path(item.path) for item in (data, checkpoint, evaluation)]
+        digests = {"examples": data.digest, "checkpoint": checkpoint.digest, "evaluation": evaluation.digest}
+        super().__init__(config, config.index, digests)
+
+    def find(self) -> Outcome | None:
+        """Return the bundle that an earlier export of the same key recorded, if it is there still."""
+        record = self.workspace.read_record("exports", self.key)
+        if record is None:
+            return None
+        try:
+            return self.outcome(Store(self.config.store).bundle(str(record["bundle"])))
+        except ArtifactError:
+            return None
+
+    def run(self, recorder: Any) -> Outcome:
+        """Encode the corpus, build the index, publish the bundle."""
+        from serving.bundle import export
+
+        examples, checkpoint, evaluation = self._paths
+        artifact = export(examples, checkpoint, evaluation, self.workspace.bundles, self.config.index)
+        record = {
+            "bundle": artifact.path.name,
+            "examples": str(examples),
+            "checkpoint": str(checkpoint),
+            "evaluation": str(evaluation),
+        }
+        self.workspace.write_record("exports", self.key, record)
+        return self.outcome(artifact)
+
+    def summary(self, artifact: Artifact) -> str:
+        """Name the bundle, its index, and the ANN recall measured."""
+        index = artifact.content["index"]
+        recall = index["ann_recall"]
+        return (
+            f"bundle {artifact.path.name}: {artifact.content['documents']:,} documents, {index['factory']}, "
+            f"ANN recall@{recall['k']} {recall['value']:.4f}"
+        )
+
+    def record(self, tracking: Tracking, child: StageRun, outcome: Outcome) -> None:
+        """Upload and register the bundle, unless it is registered already."""
+        version = tracking.register(child, outcome.path, outcome.path.name)
+        child.tags({"bundle": outcome.path.name, "model_version": version})
+
+
+class Promote(Stage):
+    """Bundle → champion, or a refusal with its reason."""
+
+    name = "promote"
+
+    def __init__(self, config: RunConfig, bundle: StageResult, evaluation: StageResult) -> None:
+        self._bundle, self._evaluation = Path(bundle.path).name, Path(evaluation.path)
+        champion = Store(config.store).champion()
+        self._champion = champion.bundle_id if champion else ""
+        inputs = {"bundle": bundle.digest, "evaluation": evaluation.digest, "champion": self._champion}
+        self._metric = config.promote.metric or config.evaluate.decision
+        super().__init__(config, {"promote": config.promote, "metric": self._metric}, inputs)
+
+    def find(self) -> Outcome | None:
+        """Return what was decided before about the same challenger, champion and rule."""
+        if self._champion == self._bundle:
+            return self._decided(self._promote())
+        record = self.workspace.read_record("promotions", self.key)
+        if record is None or record["promoted"]:
+            return None
+        return self._decided(Decision(**record))
+
+    def run(self, recorder: Any) -> Outcome:
+        """Decide, and swap the champion if the answer is yes."""
+        decision = self._promote()
+        self.workspace.write_record("promotions", self.key, decision.as_json())
+        return self._decided(decision)
+
+    def record(self, tracking: Tracking, child: StageRun, outcome: Outcome) -> None:
+        """Record the decision, and point MLflow's alias where the store's pointer points."""
+        child.tags({f"promotion.{key}": value for key, value in outcome.content.items()})
+        if outcome.content["promoted"]:
+            tracking.set_champion(self._bundle)
+
+    def _promote(self) -> Decision:
+        return promote(self.config.store, self._bundle, self._evaluation, self._metric, self.config.promote)
+
+    def _decided(self, decision: Decision) -> Outcome:
+        verb = "champion" if decision.promoted else "NOT promoted"
+        summary = f"{decision.bundle} {verb}: {decision.reason}"
+        return Outcome(Store(self.config.store).pointer, self.key, summary, decision.as_json())
+
+
+def portable(value: Any) -> Any:
+    """Return configuration as plain JSON values in which a file is its name, wherever it lies."""
+    if isinstance(value, BaseModel):
+        return {name: portable(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, os.PathLike):
+        return Path(value).name
+    if isinstance(value, Mapping):
+        return {str(key): portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(portable(item) for item in value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def without_engine(section: BaseModel) -> dict[str, Any]:
+    """Return a configuration without the engine, which changes no result and so no key."""
+    return {name: getattr(section, name) for name in type(section).model_fields if name != "engine"}
+
+
+def _counts(name: str, table: Mapping[str, Any]) -> str:
+    refused = sum(table["quarantined"].values())
+    parts = [f"{table['accepted']:,} {name}"]
+    parts += [f"{table['duplicates']:,} duplicate"] if table["duplicates"] else []
+    parts += [f"{refused:,} in quarantine"] if refused else []
+    return ", ".join(parts)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

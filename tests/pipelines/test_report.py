@@ -1,0 +1,100 @@
+import io
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from pipelines.report import (
+    comparison_grid,
+    html_page,
+    print_results,
+    results_grid,
+    results_markdown,
+    slices_grid,
+    value_with_interval,
+)
+
+
+def row(system, slice_, metric, value, n=10):
+    return {
+        "system": system,
+        "slice": slice_,
+        "metric": metric,
+        "value": value,
+        "low": value - 0.1,
+        "high": value + 0.1,
+        "n": n,
+    }
+
+
+ROWS = [
+    row("towers", "all", "nDCG@10", 0.5),
+    row("towers", "all", "R@100", 0.8),
+    row("bm25", "all", "nDCG@10", 0.4),
+    row("towers", "tail", "nDCG@10", 0.3, n=4),
+    row("bm25", "tail", "nDCG@10", 0.2, n=4),
+]
+
+
+def test_a_value_carries_its_interval():
+    assert value_with_interval(ROWS[0]) == "0.500 [0.400, 0.600]"
+    assert value_with_interval(None) == "–"
+
+
+def test_systems_are_lines_and_metrics_columns_and_what_was_not_measured_is_a_dash():
+    header, lines = results_grid(ROWS, "all")
+    assert header == ["system", "nDCG@10", "R@100"]
+    assert lines == [
+        ["towers", "0.500 [0.400, 0.600]", "0.800 [0.700, 0.900]"],
+        ["bm25", "0.400 [0.300, 0.500]", "–"],
+    ]
+
+
+def test_slices_show_their_number_of_queries():
+    header, lines = slices_grid(ROWS, "nDCG@10")
+    assert header == ["slice", "queries", "towers", "bm25"]
+    assert lines[0][:2] == ["tail", "4"]
+
+
+def test_markdown_is_a_table():
+    assert results_markdown(ROWS).splitlines()[:2] == [
+        "| system | nDCG@10 | R@100 |",
+        "| --- | ---: | ---: |",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_results_are_printed_on_a_terminal_and_elsewhere(terminal):
+    text = io.StringIO()
+    print_results(Console(file=text, force_terminal=terminal, width=120), ROWS, "nDCG@10")
+    assert "0.500 [0.400, 0.600]" in text.getvalue()
+    assert "nDCG@10 by slice" in text.getvalue()
+    assert ("\x1b[" in text.getvalue()) is terminal
+
+
+def test_the_html_page_escapes_and_loads_nothing():
+    header, lines = comparison_grid(
+        [
+            {
+                "metric": "R@10",
+                "a": 0.1,
+                "b": 0.2,
+                "difference": 0.1,
+                "low": 0.0,
+                "high": 0.2,
+                "p": None,
+                "n": 7,
+            }
+        ],
+        "A",
+        "B",
+    )
+    page = html_page("<b>", ["x & y"], [("A and B", header, lines)])
+    tags = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed(page)
+    assert "&lt;b&gt;" in page
+    assert "x &amp; y" in page
+    assert "+0.1000" in page
+    assert not [tag for tag, attributes in tags if {"src", "href"} & attributes.keys()]
