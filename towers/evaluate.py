@@ -136,14 +136,22 @@ def measure(
         ranking = rank(
             system, data.queries, doc_ids, depth, excluded=data.excluded, shown=shown, block=config.block
         )
+        auc = _list_auc(ranking, data.lists)
         for part in slices:
             if len(part.rows):
-                values[part.name].append(_measure_slice(part, ranking, data.lists, config))
+                values[part.name].append(
+                    _measure_slice(part, ranking, auc, _columns(part, data.lists, config))
+                )
     query_id = data.queries["query_id"].to_numpy(dtype=object)
-    rows = {part.name: part.rows for part in slices}
     return [
-        Measured(name, _columns(name, data.lists, config), query_id[rows[name]], np.stack(columns, axis=1))
-        for name, columns in values.items()
+        Measured(
+            part.name,
+            _columns(part, data.lists, config),
+            query_id[part.rows],
+            np.stack(values[part.name], axis=1),
+        )
+        for part in slices
+        if part.name in values
     ]
 
 
@@ -173,17 +181,18 @@ def per_query_table(measured: Measured, config: EvaluateConfig) -> pd.DataFrame:
     return table.dropna(subset=["value"], ignore_index=True)
 
 
-def _columns(slice_name: str, lists: ShownLists, config: EvaluateConfig) -> tuple[str, ...]:
+def _columns(part: Slice, lists: ShownLists, config: EvaluateConfig) -> tuple[str, ...]:
     """Name the metrics of a slice: relevance restricted to cold documents says nothing about a shown list."""
-    with_lists = len(lists.query) > 0 and slice_name != "cold_documents"
+    with_lists = len(lists.query) > 0 and part.name != "cold_documents"
     return (*config.metrics, LIST_AUC) if with_lists else config.metrics
 
 
-def _measure_slice(part: Slice, ranking: Ranking, lists: ShownLists, config: EvaluateConfig) -> Floats:
+def _measure_slice(part: Slice, ranking: Ranking, auc_Q: Floats, metrics: Sequence[str]) -> Floats:
     gain_QK = part.judgements.gains(ranking.documents[part.rows])
-    columns = [per_query(parse_metric(name), gain_QK, part.judgements) for name in config.metrics]
-    if LIST_AUC in _columns(part.name, lists, config):
-        columns.append(_list_auc(ranking, lists)[part.rows])
+    columns = [
+        auc_Q[part.rows] if name == LIST_AUC else per_query(parse_metric(name), gain_QK, part.judgements)
+        for name in metrics
+    ]
     return np.stack(columns, axis=1)
 
 
