@@ -3,7 +3,8 @@
 A shopper looks at the first place, and goes on from each place to the next with the chance `patience`. A
 document that is looked at is clicked with a chance given by its true grade and its quality, or by accident.
 A click on a relevant document may satisfy the shopper, who then looks no further. Hence the chance that place
-p is looked at is `patience ** (p - 1)` times the chance that nothing above satisfied the shopper.
+p is looked at is `patience ** (p - 1)` times the chance that nothing above satisfied the shopper. With
+`satisfaction` 0 it depends on the place alone, which is what estimators of position bias assume.
 Legend: S lists, R places.
 """
 
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from features.config import Config
 
-ATTRACTION = (0.0, 0.08, 0.25, 0.45)
+ATTRACTION = (0.0, 0.06, 0.2, 0.4)
 """Chance of a deliberate click on a document of grade 0, 1, 2, 3 that is looked at, times its quality."""
 
 SATISFACTION = (0.0, 0.3, 0.6, 1.0)

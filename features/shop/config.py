@@ -35,13 +35,13 @@ class SimulateConfig(Config):
     synonyms: float = Field(
         0.35, ge=0.0, le=1.0, description="Chance that a part of a query is not in shop words."
     )
-    misspellings: float = Field(0.1, ge=0.0, le=1.0, description="Share of the traffic that is misspelled.")
+    misspellings: float = Field(0.12, ge=0.0, le=1.0, description="Share of the traffic that is misspelled.")
     cold_share: float = Field(0.05, ge=0.0, lt=1.0, description="Share of documents that appear late.")
     duplicate_share: float = Field(
         0.03, ge=0.0, lt=1.0, description="Share of documents that repeat another."
     )
     classifier: float = Field(
-        0.6, ge=0.0, le=1.0, description="Chance that the shop knows one wanted category of a query text."
+        0.5, ge=0.0, le=1.0, description="Chance that the shop knows one wanted category of a query text."
     )
     exploration: float = Field(0.03, ge=0.0, le=1.0, description="Share of places given to random documents.")
     judged_queries: int = Field(4_000, ge=0, description="Most texts of the recent log that are judged.")
