@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from features.artifact import Artifact
 from features.errors import ArtifactError
 from towers.checkpoint import Checkpoints, Progress, load_weights, restore_optimizer, weights_of
 from towers.record import ListRecorder, NoRecorder
@@ -32,13 +33,17 @@ towers, training = TowersConfig(**config["towers"]), TrainConfig(**config["train
 train(Path(sys.argv[1]), Path(sys.argv[2]), towers, training, seed=5, record=Killer())
 """
 TOWER = {"kind": "features", "text": {"width": 8, "word_buckets": 256, "ngram_buckets": 1, "ngram_max": 0}}
-HINGE = {"unclicked_per_query": 1, "loss": {"kind": "hinge"}}
+WILD = {
+    "unclicked_per_query": 1,
+    "loss": {"kind": "hinge"},
+    "learning_rate": 100.0,
+}  # the best stays in stage a
 CONFIG: dict[str, dict[str, Any]] = {
     "towers": {"dimension": 8, "query": TOWER, "document": TOWER | {"id": {"width": 4}}},
     "train": {
         "stages": [
             {"name": "a", "batch_size": 32, "steps": 9, "warmup_steps": 2},
-            {"name": "b", "batch_size": 64, "steps": 12} | HINGE,
+            {"name": "b", "batch_size": 64, "steps": 12} | WILD,
         ],
         "early_stopping": {"every": 3, "metric": "nDCG@10"},
         "log_every": 1,
@@ -49,9 +54,9 @@ CONFIG: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(examples: Path, target: Path) -> str:
+def trained(examples: Path, target: Path) -> Artifact:
     towers, config = TowersConfig(**CONFIG["towers"]), TrainConfig(**CONFIG["train"])
-    return train(examples, target, towers, config, seed=5, record=NoRecorder()).digest
+    return train(examples, target, towers, config, seed=5, record=NoRecorder())
 
 
 def killed_at(step: int, examples: Path, target: Path) -> int:
@@ -72,7 +77,9 @@ def test_training_killed_in_each_stage_ends_with_the_weights_of_the_uninterrupte
         states = [int(path.name[5:]) for path in (tmp_path / "killed.progress").glob("step-*")]
         assert max(states) == step - 1
         assert not target.exists()
-    assert trained(coloured_things, target) == trained(coloured_things, tmp_path / "whole")
+    resumed, whole = (trained(coloured_things, path) for path in (target, tmp_path / "whole"))
+    assert resumed.digest == whole.digest
+    assert whole.content["best"]["stage"] == "a"
     assert not (tmp_path / "killed.progress").exists()
 
 

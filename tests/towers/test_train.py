@@ -94,6 +94,17 @@ def test_the_same_seed_gives_the_same_digest_and_another_seed_other_weights(
     assert any(again.manifest["files"][name] != other.manifest["files"][name] for name in files)
 
 
+def test_the_seed_decides_the_first_weights_too(coloured_things: Path, tmp_path: Path) -> None:
+    still = STAGES[0] | {"epochs": None, "steps": 1, "learning_rate": 1e-20}
+    config = configured(stages=[still], early_stopping=None)
+    one, two = (
+        weights(train(coloured_things, tmp_path / str(seed), TOWERS, config, seed=seed, record=NoRecorder()))
+        for seed in (0, 1)
+    )
+    changed = [not torch.equal(tensor, two[file][name]) for file in one for name, tensor in one[file].items()]
+    assert any(changed)
+
+
 def test_training_leaves_the_process_as_it_was(coloured_things: Path, tmp_path: Path) -> None:
     torch.manual_seed(11)
     before = torch.get_rng_state(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from features.errors import TrainingError
+from towers.checkpoint import weights_of
+from towers.collapse import separation, spread
+from towers.collate import Batch, Batches
+from towers.data import read_training_data
+from towers.losses import CrossEntropy, CrossEntropyConfig, Loss
+from towers.schedule import OptimizerConfig, build_optimizer
+from towers.step import Inputs, measure, take_step
+from towers.two_tower import TowersConfig, TwoTower, build_two_tower
+
+TOWER = {"kind": "features", "text": {"width": 8, "word_buckets": 256, "ngram_buckets": 1, "ngram_max": 0}}
+TOWERS = TowersConfig.model_validate({"dimension": 8, "query": TOWER, "document": TOWER})
+Setting = tuple[TwoTower, Inputs, Batch]
+
+
+@pytest.fixture
+def setting(coloured_things: Path) -> Setting:
+    """Small towers without dropout, their inputs, and a batch of 64 rows with 2 unclicked documents each."""
+    data = read_training_data(coloured_things)
+    torch.manual_seed(0)
+    model = build_two_tower(TOWERS, data.documents, data.queries).eval()
+    inputs = Inputs(model.prepare_queries(data.queries), model.prepare_documents(data.documents))
+    return model, inputs, Batches(data, 64, 2, "own", (0,)).batch(0)
+
+
+def test_encoding_each_distinct_row_once_changes_neither_scores_nor_gradient(setting: Setting) -> None:
+    model, inputs, batch = setting
+    queries = inputs.queries.take(batch.query_rows[batch.query_place])
+    documents = inputs.documents.take(batch.document_rows[batch.document_place])
+    assert len(batch.document_rows) < len(documents) == 64 * 3
+    score = model.score(model.encode_queries(queries), model.encode_documents(documents))
+    loss = CrossEntropy(CrossEntropyConfig())
+    plain = loss(
+        score, batch.excluded, temperature=model.temperature, log_q_N=batch.log_q, weight_B=batch.weight
+    )
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(plain, parameters)
+    step = take_step(model, inputs, batch, loss, torch.optim.SGD(parameters, lr=0.0), None)
+    assert torch.allclose(step.score, score, atol=1e-6)
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, gradient, atol=1e-5)
+
+
+def test_the_gradient_is_clipped_but_reported_as_it_was(setting: Setting) -> None:
+    model, inputs, batch = setting
+    step = take_step(
+        model,
+        inputs,
+        batch,
+        CrossEntropy(CrossEntropyConfig()),
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        1e-3,
+    )
+    clipped = (
+        torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None]).sum().sqrt()
+    )
+    assert clipped.item() == pytest.approx(1e-3, rel=1e-3)
+    assert step.gradient_norm > 1e-2
+
+
+def _nan(score_BN: Tensor, excluded_BN: Tensor, **_: object) -> Tensor:
+    return score_BN.sum() * torch.nan
+
+
+def _infinite_slope(score_BN: Tensor, excluded_BN: Tensor, **_: object) -> Tensor:
+    return (score_BN - score_BN.detach()).pow(0.5).sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"), [(_nan, "loss is nan"), (_infinite_slope, "gradient norm is (inf|nan)")]
+)
+def test_a_number_that_is_not_finite_stops_before_the_weights_change(
+    setting: Setting, loss: Loss, message: str
+) -> None:
+    model, inputs, batch = setting
+    before = weights_of(model)
+    with pytest.raises(TrainingError, match=message):
+        take_step(model, inputs, batch, loss, build_optimizer(model, OptimizerConfig()), 1.0)
+    after = weights_of(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_is_measured_by_source_of_its_negatives(setting: Setting) -> None:
+    model, inputs, batch = setting
+    loss = CrossEntropy(CrossEntropyConfig())
+    measured = measure(take_step(model, inputs, batch, loss, build_optimizer(model, OptimizerConfig()), 1.0))
+    allowed = ~batch.excluded
+    assert measured["in_batch_negatives"] == (allowed[:, :64].sum().item() - 64) / 64 > 0
+    assert measured["unclicked_negatives"] == allowed[:, 64:].sum().item() / 64 > 0
+
+
+def test_separation_is_the_distance_to_the_hardest_allowed_negative() -> None:
+    score = torch.tensor([[0.9, 0.95, 0.2], [0.1, 0.5, 0.8]])
+    excluded = torch.tensor([[False, True, False], [False, False, False]])
+    measured = separation(score, excluded)
+    assert measured["gap"] == pytest.approx(((0.9 - 0.2) + (0.5 - 0.8)) / 2)
+    assert measured["hardest_unclicked"] == 1.0
+
+
+def test_separation_without_any_negative_is_absent() -> None:
+    assert separation(torch.ones(1, 1), torch.zeros(1, 1).bool()) == {}
+
+
+def test_spread_of_unit_vectors_is_near_one_over_root_d_and_zero_when_collapsed() -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)))
+    assert spread(vectors) == pytest.approx(1 / 8, rel=0.02)
+    assert spread(vectors[:1].expand(10, 64)) == pytest.approx(0, abs=1e-12)
