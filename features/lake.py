@@ -1,0 +1,181 @@
+"""The lake: every row of a log accepted, recognised as a duplicate, or in quarantine with a reason.
+
+impressions/date=YYYY-MM-DD/part-0.parquet   what was shown, by UTC date
+documents/part-0.parquet                     the catalogue
+quarantine/part-0.parquet                    what was refused, and why
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import ibis
+import ibis.expr.types as ir
+from ibis.backends import BaseBackend
+from pydantic import AwareDatetime, Field
+
+from features.artifact import Artifact, publish
+from features.config import Config
+from features.engine import EngineConfig, connect
+from features.errors import SchemaError
+from features.lake_checks import (
+    ACCEPTED,
+    DUPLICATE,
+    check_documents,
+    check_impressions,
+    describe,
+    quarantined,
+    unmatched_clicks,
+)
+from features.lake_files import write_documents, write_impressions, write_quarantine
+from features.readers import ColumnarSource, MetarankSource, RawTables, TablesSource, UbiSource, digests, read
+from features.tables import DOCUMENTS, IMPRESSIONS, QUARANTINE
+
+Source = ColumnarSource | MetarankSource | TablesSource | UbiSource
+
+
+class IngestConfig(Config):
+    """What is accepted into the lake."""
+
+    unknown_documents: Literal["quarantine", "keep"] = Field(
+        "quarantine", description="What happens to a shown document that the catalogue does not have."
+    )
+    max_future: timedelta = Field(
+        timedelta(days=1),
+        ge=timedelta(0),
+        description="How far ahead of now a timestamp may be (clocks differ).",
+    )
+    now: AwareDatetime | None = Field(
+        None,
+        description="What counts as now; null is the clock. Set it to ingest old files as they were.",
+    )
+    repair_text: bool = Field(True, description="Whether to repair UTF-8 that was read as Latin-1.")
+    engine: EngineConfig = Field(
+        EngineConfig(), description="Where the tables are computed; changes no result."
+    )
+
+
+def ingest(source: Source, target: Path, config: IngestConfig) -> Artifact:
+    """Read a source, check every row, and publish the lake.
+
+    Args:
+        source: Where the log and the catalogue are, and in which format.
+        target: The `lake` artifact to publish.
+        config: What is accepted.
+
+    Returns:
+        The published artifact; equal files and configuration give an equal digest.
+
+    Raises:
+        SchemaError: If a file is missing, damaged or lacks a column, or the log or catalogue is empty.
+        ConfigError: If the engine cannot read this format.
+    """
+    inputs = digests(source.files())
+    connection = connect(config.engine)
+    try:
+        raw = read(source, connection)
+        content: dict[str, Any] = {
+            "source": source.described(),
+            "config": config.model_dump(mode="json", exclude={"engine", "now"}),
+            "inputs": inputs,
+        }
+        with publish(target, "lake", content) as staging:
+            _write(connection, raw, staging, content, config)
+    finally:
+        connection.disconnect()
+    return Artifact.read(target, "lake")
+
+
+def read_impressions(lake: Path, connection: BaseBackend) -> ir.Table:
+    """Open the impressions of a lake; lazily, and without the partition column."""
+    files = sorted((lake / "impressions").glob("date=*/*.parquet"))
+    table = connection.read_parquet([str(file) for file in files])
+    return table.drop("date") if "date" in table.columns else table
+
+
+def read_documents(lake: Path, connection: BaseBackend) -> ir.Table:
+    """Open the documents of a lake; lazily."""
+    return connection.read_parquet([str(file) for file in sorted((lake / "documents").glob("*.parquet"))])
+
+
+def _write(
+    connection: BaseBackend, raw: RawTables, staging: Path, content: dict[str, Any], config: IngestConfig
+) -> None:
+    """Check every row, write it where it belongs, and account for it in `content`."""
+    refused = connection.create_table("lake_refused", raw.refused, temp=True)
+    documents = connection.create_table("lake_documents", check_documents(raw), temp=True)
+    accepted = documents.filter(documents.outcome == ACCEPTED)
+    counts = content["documents"] = _counts(documents, raw.documents, refused, "documents")
+
+    known = accepted if config.unknown_documents == "quarantine" else None
+    checked = check_impressions(raw, known, _latest(config))
+    impressions = connection.create_table("lake_impressions", checked, temp=True)
+    content["impressions"] = _counts(impressions, raw.impressions, refused, "impressions")
+    refusals = [
+        refused.select(*QUARANTINE.names),
+        quarantined(documents, "documents", [*DOCUMENTS.names, *raw.features]),
+        quarantined(impressions, "impressions", [*IMPRESSIONS.names, *raw.context]),
+    ]
+    if raw.clicks is not None:
+        orphans = connection.create_table(
+            "lake_orphans", unmatched_clicks(raw.clicks, impressions), temp=True
+        )
+        content["impressions"]["input"] += _rows(orphans)
+        content["impressions"]["click_events"] = _rows(raw.clicks)
+        refusals.append(quarantined(orphans, "impressions", ["impression_id", "doc_id"]))
+    if raw.ignored:
+        content["ignored"] = dict(raw.ignored)
+
+    written = write_quarantine(connection, ibis.union(*refusals), staging / "quarantine")
+    for table, reasons in written.items():
+        content[table]["quarantined"] = reasons
+        _check_account(content[table], table)
+    content["impressions"] |= describe(impressions)
+    counts["repaired_text"] = write_documents(
+        connection, accepted, raw.features, staging / "documents", repair=config.repair_text
+    )
+    content["impressions"]["repaired_text"] = write_impressions(
+        connection,
+        impressions.filter(impressions.outcome == ACCEPTED),
+        raw.context,
+        staging / "impressions",
+        repair=config.repair_text,
+    )
+
+
+def _latest(config: IngestConfig) -> datetime:
+    """Return the latest timestamp that is not in the future; UTC without a zone."""
+    now = config.now or datetime.now(UTC)
+    return (now + config.max_future).astimezone(UTC).replace(tzinfo=None)
+
+
+def _counts(checked: ir.Table, read: ir.Table, refused: ir.Table, table: str) -> dict[str, Any]:
+    """Count what came in, from what was read, and what was made of it, from what was checked."""
+    return {
+        "input": _rows(read) + _rows(refused.filter(refused.table == table)),
+        "accepted": _rows(checked.filter(checked.outcome == ACCEPTED)),
+        "duplicates": _rows(checked.filter(checked.outcome == DUPLICATE)),
+    }
+
+
+def _rows(table: ir.Table) -> int:
+    return int(table.count().execute())
+
+
+def _check_account(counts: dict[str, Any], table: str) -> None:
+    """Prove that no row was lost and none was made up, and that something is left.
+
+    Raises:
+        SchemaError: If nothing came in, or nothing of it was accepted.
+    """
+    quarantined_rows = sum(counts["quarantined"].values())
+    if counts["accepted"] + counts["duplicates"] + quarantined_rows != counts["input"]:
+        raise RuntimeError(f"defect: rows of {table} were lost or made up: {counts}")
+    what = {"impressions": "the log", "documents": "the catalogue"}[table]
+    if counts["input"] == 0:
+        raise SchemaError(f"{what} is empty: no {table}; check `path` and what is mapped in the source")
+    if counts["accepted"] == 0:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["quarantined"].items())
+        raise SchemaError(
+            f"{what}: none of {counts['input']} rows was accepted ({reasons}); check what is mapped"
+        )
