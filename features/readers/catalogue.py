@@ -90,8 +90,8 @@ def _wanted(config: CatalogueConfig, available: Sequence[str]) -> dict[str, Want
     described = any(wanted[name].required or name in available for name in ("title", "text", "image"))
     if not described and not config.features:
         raise SchemaError(
-            f"{Path(config.path[0]).name}: no title, text or feature of a document; map under documents.columns "
-            f"one of: {', '.join(available)}"
+            f"{Path(config.path[0]).name}: no title, text or feature of a document; map under "
+            f"documents.columns one of: {', '.join(available)}"
         )
     return wanted
 

@@ -38,9 +38,9 @@ class UbiSource(Source):
         description="Actions that show a document; an empty list makes every click a row of its own.",
     )
     click_actions: Names = Field(
-        default_factory=lambda: ["click", "item_click", "product_click"],
+        default_factory=lambda: ["click"],
         min_length=1,
-        description="Actions that are clicks.",
+        description="Actions that are clicks on what is shown.",
     )
     query_actions: list[str] = Field(
         default_factory=lambda: ["search", "on_search"],
@@ -136,6 +136,7 @@ def _ignored(connection: BaseBackend, used: set[str]) -> dict[str, int]:
     """Count the lines that are neither impression nor click."""
     counted = connection.raw_sql(f"""
         SELECT CASE WHEN bulk THEN 'bulk action' WHEN action IS NULL THEN 'query' ELSE 'event: ' || action END
-            AS kind, count(*) FROM log_records WHERE bulk OR NOT {_action_in(sorted(used))} GROUP BY kind ORDER BY kind
+            AS kind, count(*) FROM log_records
+        WHERE bulk OR NOT {_action_in(sorted(used))} GROUP BY kind ORDER BY kind
     """)
     return dict(counted.fetchall())

@@ -64,7 +64,7 @@ CREATE OR REPLACE TEMP MACRO tt_time(x, zone) AS
 """
 """Blank text is null. Ids: 12.0 is "12" where the file has a number, or has no types (CSV). Epochs: below
 1e11 seconds, below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds; eight or fourteen digits
-that start with 19 or 20 are a date. `zone` is that of times which state none; the result is UTC without a zone."""
+that start with 19 or 20 are a date. `zone` is that of times that state none; the result is UTC, zoneless."""
 
 
 def define_macros(connection: BaseBackend) -> None:
