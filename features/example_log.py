@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import ibis.expr.types as ir
 from ibis.backends import BaseBackend
 
+from features.compute import number
 from features.splits import HELD_OUT, PARTS
 
 
@@ -29,45 +30,50 @@ class Log(NamedTuple):
     """First moment of the validation and of the test, for a split by time."""
 
 
-def compute(connection: BaseBackend, name: str, table: ir.Table) -> ir.Table:
-    """Compute a table once, for all the tables that are selected from it, until the connection closes."""
-    return connection.create_table(name, table, temp=True)
+def count_examples(log: Log, keyed: ir.Table, connection: BaseBackend, staging: Path) -> dict[str, Any]:
+    """Account for every list and click of the log and describe the files just written.
 
-
-def count_examples(log: Log, connection: BaseBackend, staging: Path) -> dict[str, Any]:
-    """Account for every list and click of the log and describe the files just written."""
+    Args:
+        log: The log.
+        keyed: Its lists that could become examples.
+        connection: The engine.
+        staging: Where the files are.
+    """
     files = {part: connection.read_parquet(staging / f"{part}.parquet") for part in PARTS}
-    counts: dict[str, Any] = {part: int(table.count().execute()) for part, table in files.items()}
-    counts["lists"] = _count_lists(log)
-    counts["clicks"] = _count_clicks(log)
-    counts["unclicked"] = int(files["train"].unclicked_doc_ids.length().sum().fill_null(0).execute())
-    counts["known_positives"] = int(log.known.count().execute())
-    counts["train_queries"] = int(files["train"].query_key.nunique().execute())
+    counts: dict[str, Any] = {part: number(table.count()) for part, table in files.items()}
+    counts["lists"] = _count_lists(log, keyed)
+    counts["shown"] = _count_shown(log)
+    counts["unclicked"] = number(files["train"].unclicked_doc_ids.length().sum())
+    counts["known_positives"] = number(log.known.count())
+    counts["train_queries"] = number(files["train"].query_key.nunique())
     documents = connection.read_parquet(staging / "documents.parquet")
     cold = documents.filter(documents.cold).select("doc_id")
     counts["documents"] = {
-        "total": int(documents.count().execute()),
-        "cold": int(cold.count().execute()),
-        "distinct_contents": int(documents.content_key.nunique().execute()),
+        "total": number(documents.count()),
+        "cold": number(cold.count()),
+        "distinct_contents": number(documents.content_key.nunique()),
     }
     for part in HELD_OUT:
-        queries = files[part]
+        queries, lists = files[part], connection.read_parquet(staging / f"{part}_lists.parquet")
+        of_part = keyed.filter(keyed.part == part)
         relevant = queries.select(doc_id=queries.relevant_doc_ids.unnest())
-        seen = int(queries.seen_query.sum().fill_null(0).execute())
+        seen = number(queries.seen_query.sum())
         counts[f"{part}_queries"] = {
             "on_both_sides_of_the_cut": seen,
             "unseen": counts[part] - seen,
-            "without_history": int((queries.history.length() == 0).sum().fill_null(0).execute()),
-            "relevant": int(relevant.count().execute()),
-            "relevant_cold": int(relevant.semi_join(cold, "doc_id").count().execute()),
-            "lists": int(connection.read_parquet(staging / f"{part}_lists.parquet").count().execute()),
+            "without_relevant_left": number(of_part.query_id.nunique()) - counts[part],
+            "without_history": number((queries.history.length() == 0).sum()),
+            "relevant": number(relevant.count()),
+            "relevant_cold": number(relevant.semi_join(cold, "doc_id").count()),
+            "lists": number(lists.count()),
         }
     return counts
 
 
-def _count_lists(log: Log) -> dict[str, Any]:
+def _count_lists(log: Log, keyed: ir.Table) -> dict[str, Any]:
     """Count lists: total = dropped + train + validation + test."""
     lists = log.lists
+    with_click = lists.filter(lists.query_key.notnull()).semi_join(log.positives, "list")
     rows = lists.group_by("part", "dropped").agg(
         lists=lists.count(),
         without_click=(lists.clicks == 0).sum(),
@@ -85,16 +91,20 @@ def _count_lists(log: Log) -> dict[str, Any]:
         **{part: sum(row["lists"] for row in kept if row["part"] == part) for part in PARTS},
         "without_click": sum(row["without_click"] for row in kept),
         "without_query": sum(row["without_query"] for row in kept),
+        "short_history": number(with_click.count()) - number(keyed.count()),
     }
 
 
-def _count_clicks(log: Log) -> dict[str, int]:
-    """Count clicked documents of the lists that are kept, and why some do not count."""
+def _count_shown(log: Log) -> dict[str, int]:
+    """Count shown and clicked documents of the lists that are kept, and why some do not count."""
     shown = log.shown
     row = shown.aggregate(
+        shown=shown.count(),
         clicked=shown.clicked.sum(),
         positive=shown.positive.sum(),
         too_short=(shown.clicked & ~shown.positive).sum(),
         repeated_rows=shown.repeats.sum(),
     )
-    return {name: int(value or 0) for name, value in row.to_pyarrow().to_pylist()[0].items()}
+    counts = {name: int(value or 0) for name, value in row.to_pyarrow().to_pylist()[0].items()}
+    rows = number(log.lists.filter(log.lists.dropped.isnull())["rows"].sum())
+    return {**counts, "unknown_documents": rows - counts["shown"] - counts["repeated_rows"]}

@@ -12,11 +12,12 @@ from pydantic import Field, model_validator
 
 from features.artifact import Artifact, publish
 from features.clicks import ClicksConfig, drop_lists, judge_shown, number_lists, skipped_documents
+from features.compute import materialise, number
 from features.config import Config
 from features.engine import EngineConfig, connect
 from features.errors import ConfigError, SchemaError
 from features.example_files import KNOWN_POSITIVES, LISTS, QUERIES, TRAIN, documents_schema, write_parquet
-from features.example_log import Log, compute, count_examples
+from features.example_log import Log, count_examples
 from features.heldout import held_out
 from features.histories import clicks_before, latest
 from features.popularity import document_statistics
@@ -99,7 +100,7 @@ def build_examples(lake: Path, target: Path, config: ExamplesConfig) -> Artifact
     try:
         with publish(target, "examples", content) as staging:
             impressions, documents = _open(connection, lake, config)
-            log = _read_log(connection, impressions, config)
+            log = _read_log(connection, impressions, documents, config)
             _check_size(log, documents)
             keyed = _with_histories(connection, log, config)
             _write_train(connection, log, keyed, staging, config)
@@ -111,7 +112,7 @@ def build_examples(lake: Path, target: Path, config: ExamplesConfig) -> Artifact
             content["cut"], content["test_from"] = (
                 [moment.isoformat() for moment in log.moments] if log.moments else [None, None]
             )
-            content["counts"] = count_examples(log, connection, staging)
+            content["counts"] = count_examples(log, keyed, connection, staging)
             _check_parts(content["counts"], config)
     finally:
         connection.disconnect()
@@ -134,21 +135,24 @@ def _open(connection: BaseBackend, lake: Path, config: ExamplesConfig) -> tuple[
     return impressions, documents
 
 
-def _read_log(connection: BaseBackend, impressions: ir.Table, config: ExamplesConfig) -> Log:
+def _read_log(
+    connection: BaseBackend, impressions: ir.Table, documents: ir.Table, config: ExamplesConfig
+) -> Log:
     """Order, split and denoise the log."""
     split = config.split
     session_column = split.session_column if isinstance(split, SessionSplit) else None
-    lists = compute(connection, "numbered", number_lists(impressions, session_column))
-    moments = cuts(lists, split) if isinstance(split, TimeSplit) and lists.count().execute() else None
+    lists = materialise(connection, "numbered", number_lists(impressions, session_column))
+    moments = cuts(lists, split) if isinstance(split, TimeSplit) and number(lists.count()) else None
     lists = _with_query_keys(drop_lists(assign_parts(lists, split, moments), config.clicks), config)
-    lists = compute(connection, "lists", lists)
-    shown = compute(connection, "shown", judge_shown(impressions, lists, config.clicks))
+    lists = materialise(connection, "lists", lists)
+    recorded = impressions.semi_join(documents, "doc_id")  # a lake may keep documents without a record
+    shown = materialise(connection, "shown", judge_shown(recorded, lists, config.clicks))
     positives = shown.filter(shown.positive).select("list", "doc_id", "position")
-    positives = compute(connection, "positives", positives)
+    positives = materialise(connection, "positives", positives)
     clicks = positives.inner_join(lists, "list")
     clicks = clicks.filter(clicks.part == "train", clicks.query_key.notnull())
     known = clicks.group_by("query_key", "doc_id").agg(clicks=clicks.count())
-    return Log(lists, shown, positives, compute(connection, "known", known), moments)
+    return Log(lists, shown, positives, materialise(connection, "known", known), moments)
 
 
 def _with_query_keys(lists: ir.Table, config: ExamplesConfig) -> ir.Table:
@@ -168,21 +172,14 @@ def _with_query_keys(lists: ir.Table, config: ExamplesConfig) -> ir.Table:
 
 def _check_size(log: Log, documents: ir.Table) -> None:
     """Refuse a log from which nobody can learn."""
-    unknown = log.shown.select("doc_id").distinct().anti_join(documents, "doc_id")
-    missing = unknown.order_by("doc_id").limit(1).to_pyarrow()["doc_id"].to_pylist()
-    if missing:
+    if not number(log.positives.count()):
         raise SchemaError(
-            f"{unknown.count().execute()} shown documents such as {missing[0]!r} are not in the lake's "
-            "documents; ingest the log again with its catalogue"
-        )
-    if not log.positives.count().execute():
-        raise SchemaError(
-            f"no click counts in the log's {log.lists.count().execute()} lists; nothing can be "
+            f"no click counts in the log's {number(log.lists.count())} lists; nothing can be "
             "learnt from it: check how its clicks are mapped, and examples.clicks"
         )
-    if documents.count().execute() < 2:
+    if number(documents.count()) < 2:
         raise SchemaError("the catalogue has one document; retrieval needs at least two")
-    queries = log.lists.filter(log.lists.dropped.isnull()).query_key.nunique().execute()
+    queries = number(log.lists.filter(log.lists.dropped.isnull()).query_key.nunique())
     if queries < 2:
         raise SchemaError(
             f"the log has {queries} distinct queries; in-batch negatives need at least two: "
@@ -196,12 +193,12 @@ def _with_histories(connection: BaseBackend, log: Log, config: ExamplesConfig) -
     lists = lists.semi_join(log.positives, "list")
     if config.query == "text":
         nothing = ibis.literal([], type="array<string>")
-        return compute(connection, "keyed", lists.mutate(earlier=nothing, history=nothing))
+        return materialise(connection, "keyed", lists.mutate(earlier=nothing, history=nothing))
     lists = lists.inner_join(clicks_before(log.positives, log.lists), "list")
     lists = lists.mutate(history=latest(lists.earlier, config.history_length))
     if not config.exclude_seen:
         lists = lists.mutate(earlier=lists.history)  # nobody reads it; a long one would only take memory
-    keyed = compute(connection, "keyed", lists.filter(lists.history.length() >= config.minimum_history))
+    keyed = materialise(connection, "keyed", lists.filter(lists.history.length() >= config.minimum_history))
     clicks = log.positives.inner_join(log.lists, "list").select("list", "user_id", "doc_id")
     check_histories(keyed, clicks)
     return keyed
@@ -263,6 +260,8 @@ def _write_held_out(
     found = held_out(log.positives, log.shown, lists, graded=config.graded, exclude_seen=config.exclude_seen)
     frequency = log.known.group_by("query_key").agg(frequency=log.known.clicks.sum())
     queries = found.queries.left_join(frequency, "query_key")
+    if config.query == "text":
+        queries = queries.mutate(user_id=ibis.null("string"))  # one text, many users
     queries = queries.mutate(
         frequency=ibis.coalesce(queries.frequency, 0), seen_query=queries.frequency.notnull()
     )

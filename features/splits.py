@@ -7,6 +7,7 @@ import ibis
 import ibis.expr.types as ir
 from pydantic import AwareDatetime, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from features.compute import number
 from features.config import Config
 from features.errors import LeakageError
 
@@ -39,7 +40,7 @@ class TimeSplit(Config):
         0.1,
         gt=0,
         lt=1,
-        description="Share of the lists, the latest before the test, that are the validation.",
+        description="Share of the lists before the test, the latest, that are the validation.",
     )
     test_from: Moment | None = Field(
         None, description="First moment of the test (UTC), in place of test_share."
@@ -49,9 +50,7 @@ class TimeSplit(Config):
     )
 
     @model_validator(mode="after")
-    def _leave_some_for_training(self) -> "TimeSplit":
-        if self.test_share + self.validation_share >= 1:
-            raise ValueError("test_share + validation_share must be below 1")
+    def _validation_precedes_test(self) -> "TimeSplit":
         if self.test_from and self.validation_from and self.validation_from >= self.test_from:
             raise ValueError(
                 f"validation_from {self.validation_from} must be before test_from {self.test_from}"
@@ -110,13 +109,13 @@ def cuts(lists: ir.Table, split: TimeSplit) -> tuple[datetime, datetime]:
 
     Lists with equal timestamps are never divided: all of them are on the later side.
     """
-    count = int(lists.count().execute())
+    count = number(lists.count())
     test_from = split.test_from or _moment_of(lists, count - max(1, round(count * split.test_share)))
     if split.validation_from:
         return split.validation_from, test_from
     before = lists.filter(lists.timestamp < ibis.literal(test_from))
-    left = int(before.count().execute())
-    index = left - max(1, round(count * split.validation_share))
+    left = number(before.count())
+    index = left - max(1, round(left * split.validation_share))
     return (_moment_of(before, max(0, index)) if left else test_from), test_from
 
 
@@ -213,6 +212,6 @@ def check_histories(histories: ir.Table, clicks: ir.Table) -> None:
 
 
 def _refuse(rows: ir.Table, what: str) -> None:
-    count = int(rows.count().execute())
+    count = number(rows.count())
     if count:
         raise LeakageError(f"{count} {what}; nothing was written: this is a defect, please report it")
