@@ -38,7 +38,8 @@ from towers.encoders.tables import BagTable, TextTable, first_importance
 
 _CONFIG = "encoder.json"
 _WEIGHTS = "model.safetensors"
-_PROJECTOR_STD = 0.02  # small, so that the straight path leads at first
+_PROJECTOR_STD = 0.02
+_PROJECTOR_STD_BESIDE_TEXT = 0.002  # at 0.02 the noise of the network drowns a match of words
 
 
 class _EncoderFile(Config):
@@ -81,7 +82,8 @@ class FeatureEncoder(Encoder):
         free = dimension - (1 if config.popularity or config.constant else 0)
         self.mlp = residual_mlp(width, config.hidden, config.dropout)
         self.projector = nn.Linear((width, *config.hidden)[-1], free)
-        nn.init.normal_(self.projector.weight, std=_PROJECTOR_STD)
+        std = _PROJECTOR_STD_BESIDE_TEXT if texts else _PROJECTOR_STD
+        nn.init.normal_(self.projector.weight, std=std)
         nn.init.zeros_(self.projector.bias)
         self.straight = nn.Linear(width, free, bias=False)
         _start_as_identity(self.straight.weight, texts, self._text_width)

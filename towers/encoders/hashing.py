@@ -31,15 +31,15 @@ class TextInput(Config):
         2**15, ge=1, le=2**24, description="Rows of the table that words are hashed to."
     )
     ngram_buckets: int = Field(
-        2**15, ge=1, le=2**24, description="Rows of the table that character n-grams are hashed to."
+        2**14, ge=1, le=2**24, description="Rows of the table that character n-grams are hashed to."
     )
     ngram_min: int = Field(
         3, ge=1, le=16, description="Shortest character n-gram; a word is bracketed: <word>."
     )
-    ngram_max: int = Field(4, ge=0, le=16, description="Longest character n-gram; 0 leaves n-grams out.")
-    ngram_words: int = Field(12, ge=0, description="How many of a text's first words give n-grams.")
+    ngram_max: int = Field(3, ge=0, le=16, description="Longest character n-gram; 0 leaves n-grams out.")
+    ngram_words: int = Field(8, ge=0, description="How many of a text's first words give n-grams.")
     ngram_weight: float = Field(0.3, gt=0, le=10, description="First weight of an n-gram relative to a word.")
-    max_words: int = Field(128, ge=1, le=10_000, description="How many of a text's first words are read.")
+    max_words: int = Field(64, ge=1, le=10_000, description="How many of a text's first words are read.")
     title_weight: float = Field(
         2.0, ge=1, le=100, description="How many times a word of a document's title counts."
     )

@@ -30,8 +30,8 @@ def train_tokenizer(
     """
     from transformers import PreTrainedTokenizerFast  # takes seconds, and feature towers do not need it
 
-    tokenizer, trainer = (_wordpiece if algorithm == "wordpiece" else _bpe)(vocabulary)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = (_wordpiece if algorithm == "wordpiece" else _bpe)(texts, vocabulary)
+    tokenizer.add_special_tokens(list(_SPECIAL.values()))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B [SEP]",
@@ -52,7 +52,7 @@ def load_tokenizer(directory: Path) -> Any:
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
-def _wordpiece(vocabulary: int) -> tuple[Tokenizer, Any]:
+def _wordpiece(texts: Sequence[str], vocabulary: int) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token=_SPECIAL["unk"]))
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -64,19 +64,43 @@ def _wordpiece(vocabulary: int) -> tuple[Tokenizer, Any]:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    return tokenizer, trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=list(_SPECIAL.values()), show_progress=False
+    # The trainer numbers the pieces "##a" in the order of a hash map that is different each time, and settles
+    # ties by number. Named first, they are numbered in our order; the model is then built anew, because
+    # what is named first also becomes special.
+    first = [*_SPECIAL.values(), *_continuations(tokenizer, texts)]
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(
+            vocab_size=max(vocabulary, len(first)), special_tokens=first, show_progress=False
+        ),
     )
+    settled = Tokenizer(models.WordPiece(vocab=tokenizer.get_vocab(), unk_token=_SPECIAL["unk"]))
+    settled.normalizer, settled.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    settled.decoder = tokenizer.decoder
+    return settled
 
 
-def _bpe(vocabulary: int) -> tuple[Tokenizer, Any]:
+def _continuations(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """Return "##" and each character that follows another one in a word, in the order of the characters."""
+    inner: set[str] = set()
+    for text in texts:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            inner.update(word[1:])
+    return [f"##{character}" for character in sorted(inner)]
+
+
+def _bpe(texts: Sequence[str], vocabulary: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(_SPECIAL.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=list(_SPECIAL.values()),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
     )
+    return tokenizer
