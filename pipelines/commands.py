@@ -1,21 +1,25 @@
-"""What the smaller commands of the command line do."""
+"""What the smaller commands of the command line do.
+
+Each imports what it needs when it runs, so that none waits for libraries of another.
+"""
 
 import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from features.artifact import Artifact
 from features.errors import ArtifactError, ConfigError
 from pipelines.comparison import champion_id, compare, find_evaluation, read_evaluation
-from pipelines.config import RunConfig, load_config
 from pipelines.output import OUTPUT
 from pipelines.report import comparison_grid, html_page, print_table, results_grid
 from pipelines.workspace import Workspace, stage_key
-from serving.api import ServeConfig
+
+if TYPE_CHECKING:  # it imports torch and faiss, which not every command needs
+    from pipelines.config import RunConfig
 
 
 def serve_store(store: Path, config: Path | None, changes: Mapping[str, Any]) -> None:
@@ -25,10 +29,11 @@ def serve_store(store: Path, config: Path | None, changes: Mapping[str, Any]) ->
         ArtifactError: If the folder is not a store.
         ConfigError: If the address cannot be used.
     """
-    from serving.api import serve
-
     if not store.is_dir():
         raise ArtifactError(f"{store} is not a folder; give the `store` of a configuration that was run")
+    from pipelines.config import load_config
+    from serving.api import ServeConfig, serve
+
     settings = load_config(config).serve if config else ServeConfig()
     given = {name: value for name, value in changes.items() if value is not None}
     try:
@@ -49,11 +54,11 @@ def search_store(
         QueryError: If the bundle cannot answer such a query.
         ArtifactError: If the store has no such bundle.
     """
+    chosen = champion_id(store) if bundle_id == "champion" else bundle_id
     from serving.bundle import load
     from serving.retriever import Hit, Retriever
     from serving.store import Store
 
-    chosen = champion_id(store) if bundle_id == "champion" else bundle_id
     retriever = Retriever(load(Store(store).bundle_path(chosen)))
     answers = {
         "towers": retriever.answer(text, history, k),
@@ -126,7 +131,7 @@ def simulate_shop(directory: Path, sessions: int | None, seed: int) -> dict[str,
     return {"directory": str(directory), "digest": artifact.digest, "content": dict(artifact.content)}
 
 
-def evaluate_bundle(config: RunConfig, bundle: str, judgements: Path | None) -> dict[str, Any]:
+def evaluate_bundle(config: "RunConfig", bundle: str, judgements: Path | None) -> dict[str, Any]:
     """Score an exported bundle, on judged queries or on its held-out clicks, with the baselines beside it.
 
     Args:
@@ -170,8 +175,11 @@ def evaluate_bundle(config: RunConfig, bundle: str, judgements: Path | None) -> 
 
 
 def _facts(artifact: Artifact) -> str:
-    counts = {key: value for key, value in artifact.content.items() if isinstance(value, int)}
-    return ", ".join(f"{value:,} {key}" for key, value in counts.items()) or artifact.digest[:16]
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in counts.items())
+        for name, counts in artifact.content.items()
+        if name in ("log", "qrels")
+    )
 
 
 def _first_mistake(error: ValidationError) -> str:

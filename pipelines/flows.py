@@ -152,8 +152,8 @@ def twotower_run(
         directory: Folder that relative paths are relative to; none is the working directory.
 
     Returns:
-        JSON-serialisable summary: `run` (MLflow run id), `store`, `stages`, `evaluation` and `promotion`
-        where these stages ran, and `all_cached`.
+        JSON-serialisable summary: `run` (MLflow run id), `store`, `stages`, `all_cached`, and where these
+        stages ran `evaluation`, `decision` (its deciding metric), `verdict` and `promotion`.
 
     Raises:
         TwotowerError: What a user can act on.
@@ -184,7 +184,10 @@ def _summary(run: RunContext, run_id: str) -> dict[str, Any]:
         "all_cached": all(result.cached for result in done),
     }
     if "evaluate" in run.results:
-        summary["evaluation"] = read_evaluation(Path(run.results["evaluate"].path)).rows
+        evaluation = read_evaluation(Path(run.results["evaluate"].path))
+        summary["evaluation"] = evaluation.rows
+        summary["decision"] = run.config.evaluate.decision
+        summary["verdict"] = evaluation.verdict
     if run.promotion is not None:
         summary["promotion"] = run.promotion
     return summary

@@ -145,6 +145,14 @@ class Train(Stage):
         )
         return self.outcome(artifact)
 
+    def summary(self, artifact: Artifact) -> str:
+        """Say how long it went on and what was best."""
+        best = artifact.content["best"]
+        steps = f"{artifact.content['steps']:,} steps"
+        if best is None:
+            return f"{steps}, the last weights"
+        return f"{steps}, best validation {best['metric']} {best['value']:.4f} at step {best['step']:,}"
+
 
 class Evaluate(Stage):
     """Examples and checkpoint → evaluation."""

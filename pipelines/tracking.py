@@ -5,7 +5,6 @@ can be recorded from anywhere. Nothing is pickled: the bundle folder itself is t
 """
 
 import logging
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -106,10 +105,11 @@ class Tracking:
         Raises:
             TrackingError: If MLflow cannot be reached or its database cannot be used.
         """
-        _quiet_mlflow()
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
+        for name in ("mlflow", "alembic"):  # they tell of every table that they create
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.name = config.name
         self.uri = tracking_uri(config)
         local = config.tracking.uri is None
@@ -209,10 +209,3 @@ class Tracking:
 def tracking_uri(config: RunConfig) -> str:
     """Return the MLflow URI: the configured one, or a SQLite file in the store."""
     return config.tracking.uri or f"sqlite:///{config.store / 'mlflow.db'}"
-
-
-def _quiet_mlflow() -> None:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,224 @@
+import asyncio
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from features.artifact import Artifact
+from features.errors import ConfigError, SchemaError
+from pipelines.config import load_config
+from pipelines.flows import twotower_run
+from pipelines.workspace import STAGES, StoreInUseError, Workspace
+from serving.bundle import load
+from serving.retriever import Retriever
+from serving.store import Store
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, shop_data, shop_text, prefect_server):
+    """A finished run of the small shop: its folder, configuration and summary. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "tiny.yaml"
+    path.write_text(shop_text.format(store=folder / "store", data=shop_data))
+    return folder, path, twotower_run(str(path))
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """A copy of the finished run that may be changed: its configuration and store."""
+    folder, path, _ = finished
+    shutil.copytree(folder / "store", tmp_path / "store")
+    (tmp_path / "tiny.yaml").write_text(path.read_text())
+    return str(tmp_path / "tiny.yaml"), [f"store={tmp_path / 'store'}"]
+
+
+def cached(summary):
+    return {stage["stage"]: stage["cached"] for stage in summary["stages"]}
+
+
+def task_states():
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import TaskRunSort
+
+    async def read():
+        async with get_client() as client:
+            flows = await client.read_flow_runs()
+            newest = max(flows, key=lambda run: run.created)
+            runs = await client.read_task_runs(sort=TaskRunSort.EXPECTED_START_TIME_ASC)
+            return newest, {
+                run.name.rsplit("-", 1)[0]: run.state_name for run in runs if run.flow_run_id == newest.id
+            }
+
+    return asyncio.run(read())
+
+
+def test_a_run_goes_from_logs_to_a_champion_that_answers(finished):
+    folder, _, summary = finished
+    assert list(cached(summary)) == list(STAGES)
+    assert not any(cached(summary).values())
+    assert summary["promotion"]["promoted"]
+    champion = Store(folder / "store").champion()
+    assert champion.bundle_id == summary["promotion"]["bundle"]
+    bundle = load(folder / "store" / "bundles" / champion.bundle_id)
+    assert len(Retriever(bundle).search("shoes", k=5)) == 5
+
+
+def test_the_summary_is_json_and_holds_the_evaluation_with_slice_all_first(finished):
+    _, _, summary = finished
+    rows = json.loads(json.dumps(summary))["evaluation"]
+    assert rows[0]["slice"] == "all"
+    assert {"towers", "random", "popularity", "bm25"} <= {row["system"] for row in rows}
+    assert set(rows[0]) == {"system", "slice", "metric", "value", "low", "high", "n"}
+
+
+def test_every_stage_records_the_digest_of_its_artifact(finished):
+    _, _, summary = finished
+    for stage in summary["stages"][:5]:
+        assert stage["digest"] == Artifact.read(Path(stage["path"])).digest
+
+
+def test_a_second_identical_run_does_no_stage_again_and_prefect_says_cached(again):
+    summary = twotower_run(again[0], again[1])
+    assert summary["all_cached"]
+    assert all(cached(summary).values())
+    run, states = task_states()
+    assert states == dict.fromkeys(STAGES, "Cached")
+    assert run.state_name == "Completed"
+
+
+def test_a_new_evaluation_setting_does_not_train_again(again):
+    summary = twotower_run(again[0], [*again[1], "evaluate.bootstrap=150"])
+    assert cached(summary) == {
+        "ingest": True,
+        "examples": True,
+        "train": True,
+        "evaluate": False,
+        "export": False,
+        "promote": False,
+    }
+
+
+def test_a_changed_log_is_ingested_again(again, shop_data, tmp_path):
+    shutil.copytree(shop_data, tmp_path / "data")
+    same = [*again[1], f"source.path={tmp_path / 'data' / 'impressions.parquet'}"]
+    assert cached(twotower_run(again[0], same, "ingest")) == {"ingest": True}  # the same bytes elsewhere
+    log = pd.read_parquet(tmp_path / "data" / "impressions.parquet")
+    log.iloc[: len(log) // 2].to_parquet(tmp_path / "data" / "impressions.parquet", index=False)
+    assert cached(twotower_run(again[0], same, "ingest")) == {"ingest": False}
+
+
+def test_an_artifact_that_is_gone_is_made_again(again, tmp_path, finished):
+    _, _, summary = finished
+    name = summary["stages"][1]["path"].rsplit("/", 1)[1]
+    shutil.rmtree(tmp_path / "store" / "examples" / name)
+    done = cached(twotower_run(again[0], again[1]))
+    assert done["ingest"]
+    assert not done["examples"]
+    assert done["train"]  # the same examples were made, digest for digest
+
+
+def test_a_stage_can_be_done_again_on_request(again):
+    done = cached(twotower_run(again[0], again[1], "examples", ["examples"]))
+    assert done == {"ingest": True, "examples": False}
+
+
+def test_a_single_stage_does_what_it_needs_and_no_more(shop_config):
+    assert list(cached(twotower_run(str(shop_config), until="examples"))) == ["ingest", "examples"]
+
+
+def test_an_unknown_stage_is_refused(shop_config):
+    with pytest.raises(ConfigError, match="'trainn' is not a stage"):
+        twotower_run(str(shop_config), until="trainn")
+
+
+def test_a_mistake_in_the_input_is_not_tried_again_and_leaves_no_lake(shop_config, tmp_path):
+    with pytest.raises(SchemaError, match="nothing"):
+        twotower_run(str(shop_config), [f"source.path={tmp_path / 'nothing.parquet'}"])
+    run, states = task_states()
+    assert states == {"ingest": "Failed"}
+    assert run.state_name == "Failed"
+    assert not (tmp_path / "store" / "lake").exists()
+
+
+def test_two_runs_on_one_store_take_turns(again, tmp_path):
+    with (
+        Workspace(tmp_path / "store").lock(),
+        pytest.raises(StoreInUseError, match="is in use by another run"),
+    ):
+        twotower_run(again[0], again[1])
+
+
+def test_the_run_and_its_stages_are_in_mlflow(finished):
+    folder, path, summary = finished
+    client = MlflowClient(f"sqlite:///{folder / 'store' / 'mlflow.db'}")
+    parent = client.get_run(summary["run"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["train.stages.1.batch_size"] == "128"
+    assert parent.data.params["seed"] == "1"
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{summary['run']}'"
+    )
+    by_stage = {child.data.tags["stage"]: child for child in children}
+    assert set(by_stage) == set(STAGES)
+    for stage in summary["stages"]:
+        assert by_stage[stage["stage"]].data.tags["digest"] == stage["digest"]
+        assert by_stage[stage["stage"]].data.tags["cached"] == "false"
+    assert by_stage["examples"].data.tags["input.lake"] == summary["stages"][0]["digest"]
+    curve = client.get_metric_history(by_stage["train"].info.run_id, "train/loss")
+    assert len(curve) == 12  # 60 steps, every 5
+    assert [point.step for point in curve] == list(range(5, 61, 5))
+    assert any(key.startswith("event.") for key in by_stage["train"].data.tags)
+    metrics = by_stage["evaluate"].data.metrics
+    row = summary["evaluation"][0]
+    assert metrics[f"{row['system']}/all/{row['metric'].replace('@', '_at_')}"] == pytest.approx(row["value"])
+    assert any(key.startswith("bm25/") and key.endswith(".low") for key in metrics)
+    assert any("/unseen_query/" in key for key in metrics) or any("/tail/" in key for key in metrics)
+    assert [item.path for item in client.list_artifacts(parent.info.run_id)] == ["config.yaml"]
+    assert load_config(path).name == "tiny"
+
+
+def test_the_bundle_is_a_registered_version_with_the_champion_alias(finished):
+    folder, _, summary = finished
+    client = MlflowClient(f"sqlite:///{folder / 'store' / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("tiny", "champion")
+    assert version.tags["bundle_id"] == summary["promotion"]["bundle"]
+    names = {item.path for item in client.list_artifacts(version.run_id, "bundle")}
+    assert {"bundle/manifest.json", "bundle/two_tower.json", "bundle/index"} <= names
+
+
+def test_cached_stages_are_recorded_as_cached_and_register_nothing_twice(again, tmp_path):
+    summary = twotower_run(again[0], again[1])
+    client = MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
+    parent = client.get_run(summary["run"])
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{summary['run']}'"
+    )
+    assert {child.data.tags["cached"] for child in children} == {"true"}
+    assert len(client.search_model_versions("name = 'tiny'")) == 1
+    assert any(child.data.metrics for child in children if child.data.tags["stage"] == "evaluate")
+
+
+def test_nothing_that_was_stored_can_be_unpickled(finished):
+    folder, _, _ = finished
+    suffixes = {path.suffix for path in (folder / "store").rglob("*") if path.is_file()}
+    assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"}
+
+
+def test_the_lock_of_a_finished_run_is_free(finished):
+    folder, _, _ = finished
+    with Workspace(folder / "store").lock():
+        pass
+
+
+def test_a_failed_run_is_failed_in_mlflow(shop_config, tmp_path):
+    with pytest.raises(ConfigError):
+        twotower_run(str(shop_config), ["train.stages.1.batch_size=1000000"])
+    with sqlite3.connect(tmp_path / "store" / "mlflow.db") as database:
+        rows = dict(database.execute("select name, status from runs").fetchall())
+    assert rows == {"tiny": "FAILED", "ingest": "FINISHED", "examples": "FINISHED", "train": "FAILED"}
