@@ -105,14 +105,14 @@ class Index:
         """Fix search parameters for every later search; not to be called while searches run.
 
         Raises:
-            ConfigError: If this kind of index has no such parameter.
+            ValueError: If this kind of index has no such parameter.
         """
         for name, value in parameters.items():
             space = faiss.ParameterSpace() if self.device == "cpu" else faiss.GpuParameterSpace()
             try:
                 space.set_index_parameter(self._searched, name, value)
             except RuntimeError:
-                raise ConfigError(f"index.search: this index has no parameter {name!r}; remove it") from None
+                raise ValueError(f"this index has no search parameter {name!r}") from None
 
     def search(self, query_BD: Vectors, k: int) -> list[Neighbours]:
         """Return the k nearest documents of each query; fewer where the index has or finds fewer.
@@ -168,7 +168,10 @@ def build(document_ND: Vectors, config: IndexConfig, similarity: str) -> Index:
             "use Flat or a factory with fewer centroids"
         ) from None
     built = Index(faiss.index_gpu_to_cpu(placed) if device == "gpu" else placed, config.device)
-    built.set_parameters(config.search)
+    try:
+        built.set_parameters(config.search)
+    except ValueError as error:
+        raise ConfigError(f"index.search: {error}; remove it") from None
     return built
 
 

@@ -32,7 +32,7 @@ class Tuning:
     parameters: dict[str, int]
     ann_recall: float
     met: bool | None
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, int | float]] = field(default_factory=list)
 
 
 def exact_search(query_BD: Vectors, document_ND: Vectors, k: int) -> list[Neighbours]:
@@ -97,7 +97,7 @@ def tune(index: Index, query_BD: Vectors, document_ND: Vectors, config: IndexCon
     chosen = _smallest(recall_at, index.largest_setting, target)
     recall = recall_at(chosen)
     index.set_parameters({name: chosen})
-    curve = [{name: float(setting), "ann_recall": tried[setting]} for setting in sorted(tried)]
+    curve = [{str(name): setting, "ann_recall": tried[setting]} for setting in sorted(tried)]
     return Tuning({**fixed, name: chosen}, recall, recall >= target, curve)
 
 

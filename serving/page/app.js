@@ -41,7 +41,7 @@ async function connect() {
 
 function showBundle(bundle) {
   state.bundle = bundle;
-  const parts = [el("code", {}, bundle.bundle_id.slice(0, 8)), ` · ${count(bundle.documents)} documents`];
+  const parts = [el("code", {}, bundle.bundle_id.slice(0, 8)), el("span", { class: "more" }, ` · ${count(bundle.documents)} documents`)];
   setStatus(bundle.refused ? "warn" : "ready", ...parts);
   $("status").title = `bundle ${bundle.bundle_id}, loaded ${bundle.loaded_at}, ${bundle.index}`;
   if (bundle.refused) alertWith(`The champion could not be loaded: ${bundle.refused.message}`, "warn");
@@ -134,13 +134,14 @@ function badge(hit, elsewhere, other) {
 }
 
 function card(hit, mode, mark) {
-  const terms = hit.matched_terms ?? [];
+  // of a history's many words nearly every document has some; they explain only what BM25 found
+  const terms = state.kind === "history" && mode === "dense" ? [] : hit.matched_terms ?? [];
   const title = hit.title.trim();
   const similar = el("button", { class: "link", type: "button" }, "similar");
   similar.addEventListener("click", () => showSimilar(hit));
   const item = el("li", { class: "hit", "data-doc": hit.doc_id },
     el("span", { class: "rank" }, String(hit.rank)),
-    el("span", { class: title ? "title" : "title untitled" }, ...highlighted(title || "untitled", terms)),
+    el("span", { class: title ? "title" : "title untitled", title }, ...highlighted(title || "untitled", terms)),
     el("span", { class: "score", title: mode === "bm25" ? "BM25 score" : "similarity" }, hit.score.toFixed(mode === "bm25" ? 2 : 4)),
     hit.text.trim() ? el("span", { class: "text" }, ...highlighted(hit.text, terms)) : "",
     el("span", { class: "foot" }, mark ?? "", el("code", { title: hit.doc_id }, hit.doc_id), similar),

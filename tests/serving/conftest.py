@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pandas as pd
@@ -26,7 +27,16 @@ from towers.two_tower import TowersConfig, build_two_tower
 COLOURS = ("red", "green", "blue", "white")
 THINGS = ("running shoes", "wool scarf", "rain jacket", "tea kettle", "desk lamp")
 XSS = "<img src=x onerror=\"document.title='stolen'\"> kettle & <b>cup</b>"
-QUERIES = ["red shoes", "blue scarf", "rain jacket", "desk lamp", "tea kettle", "green lamp", "white shoes", "茶壶"]
+QUERIES = [
+    "red shoes",
+    "blue scarf",
+    "rain jacket",
+    "desk lamp",
+    "tea kettle",
+    "green lamp",
+    "white shoes",
+    "茶壶",
+]
 
 
 def catalogue() -> pd.DataFrame:
@@ -60,7 +70,10 @@ def query_rows(kind: str, start: str) -> pd.DataFrame:
 
 
 def write_examples(target: Path, kind: str = "text", documents: pd.DataFrame | None = None) -> Artifact:
-    content = {"config": {"query": kind, "exclude_seen": kind == "history"}, "cut": "2026-01-02T00:00:00+00:00"}
+    content = {
+        "config": {"query": kind, "exclude_seen": kind == "history"},
+        "cut": "2026-01-02T00:00:00+00:00",
+    }
     with publish(target, "examples", content) as staging:
         (catalogue() if documents is None else documents).to_parquet(staging / "documents.parquet")
         for split, start in (("train", "2026-01-01"), ("validation", "2026-01-03"), ("test", "2026-01-05")):
@@ -85,7 +98,9 @@ def write_checkpoint(target: Path, examples: Path, config: TowersConfig, seed: i
     return Artifact.read(target, "checkpoint")
 
 
-def build_shop(root: Path, kind: str = "text", *, seed: int = 0, index: IndexConfig | None = None) -> Artifact:
+def build_shop(
+    root: Path, kind: str = "text", *, seed: int = 0, index: IndexConfig | None = None
+) -> Artifact:
     write_examples(root / "examples", kind)
     write_checkpoint(root / "checkpoints" / str(seed), root / "examples", towers_config(kind), seed)
     return export(
@@ -110,11 +125,25 @@ def serving(store: Path, config: ServeConfig | None = None) -> Iterator[httpx.Cl
         thread.join()
 
 
-def wait_until(condition, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def make() -> SimpleNamespace:
+    """The functions above, for tests that need a shop of their own."""
+    return SimpleNamespace(
+        catalogue=catalogue,
+        examples=write_examples,
+        checkpoint=write_checkpoint,
+        towers_config=towers_config,
+        shop=build_shop,
+        server=serving,
+        wait_until=wait_until,
+    )
 
 
 @pytest.fixture(scope="session")

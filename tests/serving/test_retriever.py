@@ -1,0 +1,148 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from features.lexical import LexicalIndex
+from features.text import document_text
+from serving.bundle import Bundle
+from serving.canary import query_frame
+from serving.encode import encode_documents, encode_queries
+from serving.retriever import QueryError, QueryLimits, Retriever, UnknownDocumentError
+
+
+@pytest.fixture
+def retriever(bundle: Bundle) -> Retriever:
+    return Retriever(bundle)
+
+
+@pytest.fixture
+def recommender(history_bundle: Bundle) -> Retriever:
+    return Retriever(history_bundle)
+
+
+def test_dense_search_ranks_by_the_towers_similarity(retriever: Retriever):
+    towers, documents = retriever.bundle.towers, retriever.bundle.documents
+    scores = encode_documents(towers, documents) @ encode_queries(towers, query_frame("red shoes", []))[0]
+    best = np.argsort(-scores, kind="stable")[:5]
+    hits = retriever.search("red shoes", k=5)
+    assert [hit.doc_id for hit in hits] == documents["doc_id"].iloc[best].tolist()
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose([hit.score for hit in hits], scores[best], atol=1e-5)
+
+
+def test_a_text_is_normalised_as_in_training(retriever: Retriever):
+    assert retriever.search("  ＲＥＤ  Shoes\u200b ") == retriever.search("red shoes")
+
+
+def test_a_batch_answers_as_one_by_one(retriever: Retriever):
+    texts = ["red shoes", "茶壶", "desk lamp"]
+    frames = pd.concat([query_frame(text, []) for text in texts], ignore_index=True)
+    for text, hits in zip(texts, retriever.search_many(frames, 4), strict=True):
+        assert [hit.doc_id for hit in hits] == [hit.doc_id for hit in retriever.search(text, k=4)]
+
+
+def test_excluded_documents_are_not_returned_and_others_move_up(retriever: Retriever):
+    full = [hit.doc_id for hit in retriever.search("red shoes", k=6)]
+    left = retriever.search("red shoes", k=4, exclude=[full[0], full[2], "unknown"])
+    assert [hit.doc_id for hit in left] == [full[1], full[3], full[4], full[5]]
+    assert [hit.rank for hit in left] == [1, 2, 3, 4]
+
+
+def test_k_beyond_the_corpus_is_clipped_and_said(retriever: Retriever):
+    answer = retriever.answer("red shoes", k=1_000)
+    assert answer.k == len(answer.hits) == len(retriever.bundle.doc_ids)
+
+
+def test_bm25_answers_as_the_lexical_index(retriever: Retriever):
+    documents = retriever.bundle.documents
+    texts = [document_text(*pair) for pair in zip(documents["title"], documents["text"], strict=True)]
+    doc_ids, scores = LexicalIndex.build(documents["doc_id"].tolist(), texts).search("red shoes", 5)
+    hits = retriever.bm25("red shoes", k=5).hits
+    assert [hit.doc_id for hit in hits] == doc_ids
+    assert [hit.score for hit in hits] == pytest.approx(scores.tolist())
+
+
+def test_neighbours_are_nearest_by_similarity_without_the_document_itself(retriever: Retriever):
+    vectors = encode_documents(retriever.bundle.towers, retriever.bundle.documents)
+    row = retriever.row("d03")
+    expected = [retriever.bundle.doc_ids[i] for i in np.argsort(-(vectors @ vectors[row])) if i != row][:3]
+    assert [hit.doc_id for hit in retriever.neighbors("d03", 3).hits] == expected
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t\n", "\u200b\u200d", "\x00", "\ufeff"])
+def test_a_query_without_a_visible_character_is_refused(retriever: Retriever, text):
+    for ask in (retriever.search, retriever.bm25):
+        with pytest.raises(QueryError, match="no visible character") as caught:
+            ask(text)
+        assert caught.value.code == "empty_query"
+
+
+def test_a_query_as_long_as_allowed_is_answered_and_one_longer_is_not(retriever: Retriever):
+    assert retriever.search("a" * 2_000)
+    with pytest.raises(QueryError, match="2001 characters; at most 2000"):
+        retriever.search("a" * 2_001)
+    with pytest.raises(QueryError, match="1000000 characters"):
+        retriever.bm25("a" * 1_000_000)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1_001, 10**9])
+def test_a_k_out_of_range_is_refused(retriever: Retriever, k):
+    for ask in (lambda: retriever.search("lamp", k=k), lambda: retriever.neighbors("d03", k)):
+        with pytest.raises(QueryError, match="from 1 to 1000"):
+            ask()
+
+
+def test_limits_are_configurable(bundle: Bundle):
+    tight = Retriever(bundle, QueryLimits(max_k=3, max_text=5, max_exclude=1))
+    with pytest.raises(QueryError, match="from 1 to 3"):
+        tight.search("lamp", k=4)
+    with pytest.raises(QueryError, match="at most 5"):
+        tight.search("a lamp", k=1)
+    with pytest.raises(QueryError, match="2 excluded ids; at most 1"):
+        tight.search("lamp", k=1, exclude=["d01", "d02"])
+
+
+def test_no_query_and_the_wrong_kind_of_query_are_refused(retriever: Retriever, recommender: Retriever):
+    with pytest.raises(QueryError, match="give a text"):
+        retriever.search()
+    with pytest.raises(QueryError, match="answers a text, not a history"):
+        retriever.search(history=["d01"])
+    with pytest.raises(QueryError, match="answers a history, not a text"):
+        recommender.search("red shoes")
+
+
+def test_a_history_gets_documents_it_does_not_hold(recommender: Retriever):
+    history = ["d00", "d05"]
+    hits = recommender.search(history=history, k=100)
+    assert {hit.doc_id for hit in hits} == set(recommender.bundle.doc_ids) - set(history)
+    towers = recommender.bundle.towers
+    scores = (
+        encode_documents(towers, recommender.bundle.documents)
+        @ encode_queries(towers, query_frame(None, history))[0]
+    )
+    np.testing.assert_allclose(
+        [hit.score for hit in hits], [scores[recommender.row(h.doc_id)] for h in hits], atol=1e-5
+    )
+
+
+def test_unknown_documents_of_a_history_are_named_and_do_not_matter(recommender: Retriever):
+    answer = recommender.answer(history=["gone", "d00"], k=5)
+    assert answer.unknown == ["gone"]
+    assert answer.hits == recommender.search(history=["d00"], k=5)
+
+
+@pytest.mark.parametrize("history", [[], ["gone"], ["d00"] * 1_001])
+def test_a_history_that_says_nothing_or_too_much_is_refused(recommender: Retriever, history):
+    with pytest.raises(QueryError, match="history"):
+        recommender.search(history=history)
+
+
+def test_bm25_of_a_history_asks_with_its_titles(recommender: Retriever):
+    asked = recommender.bm25(history=["d00", "d05"], k=3).hits
+    titles = "red running shoes green running shoes"
+    assert asked == recommender.bm25(titles, k=3, exclude=["d00", "d05"]).hits
+
+
+def test_an_unknown_document_has_no_neighbours(retriever: Retriever):
+    with pytest.raises(UnknownDocumentError, match="'nope'"):
+        retriever.neighbors("nope")
