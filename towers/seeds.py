@@ -97,8 +97,7 @@ def _read(evaluations: Sequence[Path]) -> list[pd.DataFrame]:
     for path in evaluations:
         Artifact.read(path, "evaluation")
         values = pd.read_parquet(path / "per_query.parquet")
-        wide = values.pivot(index="query_id", columns=["system", "metric"], values="value")
-        tables.append(wide.sort_index())
+        tables.append(values.pivot(index="query_id", columns=["system", "metric"], values="value"))
     first = tables[0]
     for path, table in zip(evaluations, tables, strict=True):
         same = table.index.equals(first.index) and set(table.columns) == set(first.columns)

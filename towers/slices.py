@@ -80,8 +80,7 @@ def thirds(frequency: Integers, train_frequency: Integers) -> Integers:
     clicks_up_to = np.concatenate([[0], np.cumsum(ascending)])
     total = clicks_up_to[-1]
     more_frequent = total - clicks_up_to[np.searchsorted(ascending, frequency, side="right")]
-    part = np.where(3 * more_frequent < total, 0, np.where(3 * more_frequent < 2 * total, 1, 2))
-    return np.where(frequency > 0, part, 2)
+    return np.where(3 * more_frequent < total, 0, np.where(3 * more_frequent < 2 * total, 1, 2))
 
 
 def _slice(name: str, member: Mask, judgements: Judgements) -> Slice:

@@ -35,7 +35,7 @@ QUERIES = [  # query_id, text, relevant, relevance, excluded, frequency
 LISTS = [  # impression_id, query_id, doc_ids, clicked
     ("i0", "q0", ["d1", "d0"], [False, True]),
     ("i1", "q2", ["d3", "d2"], [True, False]),
-    ("i2", "q0", ["d0", "d3", "d2"], [False, True, False]),
+    ("i2", "q0", ["d0", "d3", "d2"], [False, False, True]),
     ("i3", "q3", ["d0", "d3"], [True, False]),
 ]
 TRAIN = [("red shoe", 6), ("shoe", 2), ("hat", 1)]
@@ -151,9 +151,9 @@ def test_the_numbers_are_those_that_one_computes_by_hand(artifact):
 
 
 def test_list_auc_is_the_mean_over_queries_of_the_mean_over_their_lists(artifact):
-    # by clicks: i0 has its click above, i2 has it below both; i1 below; i3 belongs to no evaluated query
+    # by clicks: i0 has its click above, i2 between two others, i1 below; i3 belongs to no evaluated query
     found = cell(result_of(artifact)["evaluation"], "popularity", "all", "ListAUC")
-    assert found["value"] == pytest.approx(((1 + 0) / 2 + 0) / 2)
+    assert found["value"] == pytest.approx(((1 + 0.5) / 2 + 0) / 2)
     assert found["n"] == 2
 
 
@@ -267,7 +267,9 @@ def test_a_relevant_document_that_is_not_to_be_ranked_does_not_count(tmp_path):
     artifact = evaluate(examples, checkpoint, tmp_path / "evaluation", CONFIG)
     assert artifact.content["queries"]["relevant_but_excluded"] == 2
     assert artifact.content["queries"]["evaluated"] == 1
-    assert cell(result_of(artifact)["evaluation"], "popularity", "all", "R@2")["value"] == 1.0
+    rows = result_of(artifact)["evaluation"]
+    assert cell(rows, "popularity", "all", "R@2")["value"] == 1.0
+    assert cell(rows, "popularity", "all", "Success@1")["value"] == 1.0  # d0, the most clicked, is not ranked
 
 
 def test_a_test_table_without_a_relevant_document_says_so(tmp_path):
@@ -332,7 +334,8 @@ def test_judgements_in_any_order_and_given_twice_are_the_same_judgements(tmp_pat
     values = []
     for qrels in (plain, twice):
         artifact = evaluate(examples, checkpoint, tmp_path / f"of_{qrels.stem}", CONFIG, qrels=qrels)
-        values.append({(r["system"], r["metric"]): r["value"] for r in result_of(artifact)["evaluation"]})
+        rows_of_it = result_of(artifact)["evaluation"]
+        values.append({(r["system"], r["slice"], r["metric"]): r["value"] for r in rows_of_it})
     assert values[0] == pytest.approx(values[1])
 
 

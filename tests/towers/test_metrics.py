@@ -97,7 +97,8 @@ def test_a_threshold_leaves_out_queries_that_do_not_reach_it():
 
 
 def test_empty_ranks_earn_nothing():
-    assert by_us("R@3", [{0: 1, 1: 1}], np.array([[0, -1, -1]])) == [0.5]
+    ranked = np.array([[0, -1, -1], [-1, -1, -1]])
+    assert by_us("R@3", [{0: 1, 1: 1}, {0: 1, 1: 1}], ranked).tolist() == [0.5, 0.0]
 
 
 def test_judgements_of_some_queries_are_renumbered():
