@@ -33,7 +33,7 @@ class SimulateConfig(Config):
         0.8, ge=0.0, le=3.0, description="Zipf exponent of the popularity of documents."
     )
     synonyms: float = Field(
-        0.35, ge=0.0, le=1.0, description="Chance that a part of a query is not in shop words."
+        0.45, ge=0.0, le=1.0, description="Chance that a part of a query is not in shop words."
     )
     misspellings: float = Field(0.12, ge=0.0, le=1.0, description="Share of the traffic that is misspelled.")
     cold_share: float = Field(0.05, ge=0.0, lt=1.0, description="Share of documents that appear late.")

@@ -68,6 +68,7 @@ def test_equal_configurations_give_equal_files(tmp_path: Path) -> None:
     first, second = simulate(tmp_path / "first", TINY), simulate(tmp_path / "second", TINY)
     assert first.digest == second.digest
     assert first.kind == "simulation"
+    assert (first.path / "documents.jsonl.gz").read_bytes()[4:8] == bytes(4)  # gzip records no time
 
 
 def test_another_seed_gives_another_shop(tmp_path: Path) -> None:
