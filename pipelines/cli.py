@@ -110,8 +110,8 @@ def evaluate(
     if bundle is None and qrels is None:
         summary = _flow(config, set_, refresh, "evaluate")
     else:
-        from pipelines.config import load_config
         from pipelines.commands import evaluate_bundle
+        from pipelines.config import load_config
 
         summary = evaluate_bundle(load_config(config, set_ or ()), bundle or "champion", qrels)
     _show_evaluation(summary)

@@ -146,6 +146,7 @@ def evaluate_bundle(config: "RunConfig", bundle: str, judgements: Path | None) -
         ArtifactError: If the store does not have the bundle or its examples.
         SchemaError: If the judgements cannot be read.
     """
+    from pipelines.config import portable
     from pipelines.judged import prepared_qrels, qrels_config
     from serving.store import Store
     from towers.evaluate import evaluate
@@ -160,7 +161,7 @@ def evaluate_bundle(config: "RunConfig", bundle: str, judgements: Path | None) -
         source = qrels_config(config, judgements)
         qrels = None if source is None else prepared_qrels(workspace, source)
         inputs = {"bundle": artifact.digest, "qrels": "" if qrels is None else qrels.stem}
-        key = stage_key("evaluate", config.evaluate.model_dump(mode="json"), inputs)
+        key = stage_key("evaluate", portable(config.evaluate), inputs)
         target = workspace.target("evaluate", key)
         if workspace.find("evaluate", key) is None:
             evaluate(Path(record["examples"]), artifact.path, target, config.evaluate, qrels=qrels)

@@ -5,7 +5,8 @@ allowed, all mistakes at once. `--set a.b=c` changes single values. Paths are re
 directory and absolute after loading, so that later stages do not depend on it.
 """
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -113,13 +114,25 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
+def portable(value: Any) -> Any:
+    """Return configuration as plain JSON values in which a file is its name, wherever it lies."""
+    if isinstance(value, BaseModel):
+        return {name: portable(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, os.PathLike):
+        return Path(value).name
+    if isinstance(value, Mapping):
+        return {str(key): portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(portable(item) for item in value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
 def absolute_paths(value: Any, base: Path) -> Any:
     """Return a configuration in which each `Path` is absolute."""
     if isinstance(value, BaseModel):
-        changes = {
-            name: absolute_paths(getattr(value, name), base)
-            for name in value.model_fields_set | _defaults(value)
-        }
+        changes = {name: absolute_paths(getattr(value, name), base) for name in type(value).model_fields}
         return value.model_copy(update=changes)
     if isinstance(value, Path):
         return (base / value.expanduser()).resolve()
@@ -128,10 +141,6 @@ def absolute_paths(value: Any, base: Path) -> Any:
     if isinstance(value, dict):
         return {key: absolute_paths(item, base) for key, item in value.items()}
     return value
-
-
-def _defaults(value: BaseModel) -> set[str]:
-    return set(type(value).model_fields)
 
 
 def explain(error: ValidationError, located: Located, model: type[BaseModel]) -> list[str]:

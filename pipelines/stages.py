@@ -3,7 +3,6 @@
 No Prefect here: a stage can be looked up, run and recorded by anything.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pydantic import BaseModel
 from features.artifact import Artifact
 from features.errors import ArtifactError
 from pipelines.comparison import TOWERS, read_evaluation
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, portable
+from pipelines.judged import qrels_key
 from pipelines.promote import Decision, promote
 from pipelines.tracking import StageRun, Tracking
 from pipelines.workspace import StageResult, Workspace, stage_key
@@ -161,8 +161,9 @@ class Evaluate(Stage):
 
     def __init__(self, config: RunConfig, data: StageResult, checkpoint: StageResult) -> None:
         inputs = {"examples": data.digest, "checkpoint": checkpoint.digest}
-        section = {"evaluate": config.evaluate, "qrels": config.qrels}
-        super().__init__(config, section, inputs)
+        if config.qrels is not None:
+            inputs["qrels"] = qrels_key(Workspace(config.store), config.qrels)
+        super().__init__(config, config.evaluate, inputs)
         self._examples, self._checkpoint = Path(data.path), Path(checkpoint.path)
 
     def run(self, recorder: Any) -> Outcome:
@@ -283,21 +284,6 @@ class Promote(Stage):
         verb = "champion" if decision.promoted else "NOT promoted"
         summary = f"{decision.bundle} {verb}: {decision.reason}"
         return Outcome(Store(self.config.store).pointer, self.key, summary, decision.as_json())
-
-
-def portable(value: Any) -> Any:
-    """Return configuration as plain JSON values in which a file is its name, wherever it lies."""
-    if isinstance(value, BaseModel):
-        return {name: portable(getattr(value, name)) for name in type(value).model_fields}
-    if isinstance(value, os.PathLike):
-        return Path(value).name
-    if isinstance(value, Mapping):
-        return {str(key): portable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [portable(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted(portable(item) for item in value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def without_engine(section: BaseModel) -> dict[str, Any]:

@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from features.errors import ConfigError
-from pipelines.config import dump_config, load_config
-from pipelines.stages import portable
+from pipelines.config import dump_config, load_config, portable
 
 ROOT = Path(__file__).parents[2]
 
