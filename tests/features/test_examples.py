@@ -216,6 +216,13 @@ def test_robots_are_dropped_and_counted_and_every_list_is_accounted_for(build):
     assert {row["doc_id"]: row["impressions"] for row in built.documents}["c"] == 1
 
 
+def test_what_a_user_clicks_after_the_cut_does_not_make_a_robot_of_the_past(build):
+    rows = [*shown("i", 1, "ab", "a"), *shown("t3", 52, "abcdef", "abcdef"), *later()]
+    built = build(rows, clicks={"maximum_user_click_rate": 0.6})
+    assert [row["impression_id"] for row in built.train] == ["i"]
+    assert built.counts["lists"]["dropped"] == {}
+
+
 def test_lists_without_click_or_query_still_count_as_impressions(build):
     rows = [
         *shown("i", 1, "ab", "a"),
