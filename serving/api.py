@@ -41,7 +41,7 @@ from serving.wire import (
     Timings,
 )
 
-log = logging.getLogger("twotower.serving")
+log = logging.getLogger(__name__)
 
 _PAGE = Path(__file__).parent / "page"
 _TEXT_SHOWN = 280

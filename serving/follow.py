@@ -16,7 +16,7 @@ from serving.bundle import load
 from serving.retriever import QueryLimits, Retriever
 from serving.store import Store
 
-log = logging.getLogger("twotower.serving")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.retriever import QueryError, UnknownDocumentError
 
-log = logging.getLogger("twotower.serving")
+log = logging.getLogger(__name__)
 
 _HEADERS = (
     (

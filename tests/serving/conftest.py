@@ -21,7 +21,6 @@ from serving.index import IndexConfig
 from serving.store import Store
 from towers.encoders.hashing import TextInput
 from towers.encoders.inputs import FeatureTowerConfig, HistoryInput
-from towers.encoders.numbers import NumberInput
 from towers.two_tower import TowersConfig, build_two_tower
 
 COLOURS = ("red", "green", "blue", "white")
@@ -85,7 +84,7 @@ def towers_config(kind: str = "text", similarity: str = "cosine") -> TowersConfi
     text = TextInput(word_buckets=4096, ngram_buckets=4096)
     history = HistoryInput(text=text) if kind == "history" else None
     query = FeatureTowerConfig(text=text if kind == "text" else None, history=history, constant=True)
-    document = FeatureTowerConfig(text=text, popularity=(NumberInput(column="clicks"),))
+    document = FeatureTowerConfig.model_validate({"text": text, "popularity": [{"column": "clicks"}]})
     return TowersConfig(dimension=16, similarity=similarity, query=query, document=document)
 
 
