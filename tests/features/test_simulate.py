@@ -333,7 +333,7 @@ def test_any_size_works(tmp_path: Path, size: dict[str, float]) -> None:
     assert log["position"].max() <= min(config.results, config.documents)
 
 
-@pytest.mark.parametrize("size", [{"documents": 0}, {"sessions": 0}, {"cold_share": 1.0}, {"sesions": 5}])
+@pytest.mark.parametrize("size", [{"documents": 0}, {"sessions": 0}, {"cold_share": 1.0}, {"searches": 5}])
 def test_impossible_sizes_are_refused(size: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         SimulateConfig.model_validate(size)
