@@ -151,15 +151,15 @@ def _latest(config: IngestConfig) -> datetime:
 
 def _counts(checked: ir.Table, read: ir.Table, refused: ir.Table, table: str) -> dict[str, Any]:
     """Count what came in, from what was read, and what was made of it, from what was checked."""
-    return {
-        "input": _rows(read) + _rows(refused.filter(refused.table == table)),
-        "accepted": _rows(checked.filter(checked.outcome == ACCEPTED)),
-        "duplicates": _rows(checked.filter(checked.outcome == DUPLICATE)),
-    }
+    made = checked.aggregate(
+        accepted=(checked.outcome == ACCEPTED).sum(), duplicates=(checked.outcome == DUPLICATE).sum()
+    ).to_pyarrow()
+    counts = {name: int(made[name][0].as_py() or 0) for name in ("accepted", "duplicates")}
+    return {"input": _rows(read) + _rows(refused.filter(refused.table == table)), **counts}
 
 
 def _rows(table: ir.Table) -> int:
-    return int(table.count().execute())
+    return int(table.count().to_pyarrow().as_py())
 
 
 def _check_account(counts: dict[str, Any], table: str) -> None:

@@ -118,7 +118,7 @@ def _to_json(struct: ir.StructValue) -> ir.StringValue:
     def to_json(value: object) -> str:
         raise NotImplementedError(value)  # the engine's own function runs instead
 
-    return ibis.udf.scalar.builtin(to_json, signature=((struct.type(),), "string"))(struct)
+    return ibis.udf.scalar.builtin(to_json, signature=((struct.type(),), "json"))(struct).cast("string")
 
 
 def describe(impressions: ir.Table) -> dict[str, Any]:

@@ -125,14 +125,15 @@ def csv_header(file: SourceFile, delimiter: str) -> list[str]:
     """Return the column names in the first row of a CSV file.
 
     Raises:
-        SchemaError: If the file is empty or its first row is not text.
+        SchemaError: If the file is empty or its first row is no header.
     """
     with gzip.open(file.path, "rb") if file.zipped else file.path.open("rb") as raw:
-        text = io.TextIOWrapper(cast(IO[bytes], raw), encoding="utf-8-sig", newline="")
+        # The wrapper decodes ahead; a bad byte in a later row is for the quarantine.
+        text = io.TextIOWrapper(cast(IO[bytes], raw), encoding="utf-8-sig", errors="replace", newline="")
         try:
             header = next(csv.reader(text, delimiter=delimiter), None)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise SchemaError(f"{file.name}: the first row is no CSV header in UTF-8 ({error})") from None
+        except csv.Error as error:
+            raise SchemaError(f"{file.name}: the first row is no CSV header ({error})") from None
     if not header:
         raise SchemaError(f"{file.name} is empty; a CSV file starts with a row of column names")
     return header

@@ -94,6 +94,8 @@ class Relation:
                 self._opened.append(_Parquet(connection, file, separator))
         self.columns: list[str] = list(dict.fromkeys(c for opened in self._opened for c in opened.columns))
         """Every column that some file has, in order of appearance."""
+        if not self.columns:
+            raise SchemaError(f"{files[0].name} is empty: no row that can be read; check `path` in the source")
 
     def load(self, wanted: Mapping[str, Wanted]) -> None:
         """Read every row into the table `name`.
@@ -135,7 +137,8 @@ def load_json_lines(connection: BaseBackend, name: str, files: Sequence[SourceFi
             f"rejects_table = '{rejects}', rejects_scan = '{rejects}_scan')"
         )
         _refuse_rejects(connection, name, file, Refusal.INVALID_JSON, 0)
-        good = "json_valid(line) AND json_type(line) = 'OBJECT'"
+        # CASE, as AND does not keep json_type from seeing what is no JSON.
+        good = "CASE WHEN json_valid(line) THEN json_type(line) = 'OBJECT' ELSE false END"
         source = literal(file.name)
         connection.raw_sql(
             f"INSERT INTO {name}_lines SELECT {file.part}, {source}, row, line::JSON "
@@ -144,7 +147,7 @@ def load_json_lines(connection: BaseBackend, name: str, files: Sequence[SourceFi
         connection.raw_sql(
             f"INSERT INTO {name}_refused SELECT {source}, row, '{Refusal.INVALID_JSON}', "
             f"'not an object of JSON', left(line, {_RAW_LIMIT}) FROM {name}_text "
-            f"WHERE NOT coalesce({good}, false) AND trim(line) <> ''"
+            f"WHERE NOT {good} AND trim(line) <> ''"
         )
         connection.raw_sql(f"DROP TABLE {name}_text")
 

@@ -70,16 +70,9 @@ def read_tables(connection: BaseBackend, source: TablesSource) -> RawTables:
             else_=ibis.null(str),
         )
     )
-    refused = ibis.memtable(_NO_ROWS, schema=ibis.Schema.from_pyarrow(_NO_ROWS.schema))
+    columns = ("source", "row", "reason", "detail", "raw")
+    refused = documents.filter(ibis.literal(False)).select(*columns, table=ibis.literal("documents"))
     return RawTables(impressions, documents, refused, context=context, features=features)
-
-
-_NO_ROWS = pa.table(
-    {
-        name: pa.array([], pa.int64() if name == "row" else pa.string())
-        for name in ("source", "row", "reason", "detail", "raw", "table")
-    }
-)
 
 
 def _read(

@@ -34,7 +34,8 @@ CREATE OR REPLACE TEMP MACRO tt_text_list(x, separator) AS
        WHEN json_valid(x) THEN tt_json_list(x::JSON)
        WHEN json_valid(replace(x, '''', '"')) THEN tt_json_list(replace(x, '''', '"')::JSON) END;
 CREATE OR REPLACE TEMP MACRO tt_json_or_text_list(x, separator) AS
-  CASE WHEN json_type(x) = 'ARRAY' THEN tt_json_list(x) ELSE tt_text_list(tt_json_text(x), separator) END;
+  CASE WHEN json_type(x) = 'ARRAY' THEN tt_json_list(x)
+       WHEN json_type(x) NOT IN ('OBJECT', 'BOOLEAN') THEN tt_text_list(tt_json_text(x), separator) END;
 CREATE OR REPLACE TEMP MACRO tt_json_kind(x) AS
   CASE json_type(x) WHEN 'ARRAY' THEN 'list' WHEN 'BIGINT' THEN 'number' WHEN 'UBIGINT' THEN 'number'
        WHEN 'DOUBLE' THEN 'number' ELSE 'text' END;
