@@ -1,13 +1,18 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from features.lexical import LexicalIndex
 from features.text import document_text
-from serving.bundle import Bundle
+from serving.bundle import Bundle, export, load
 from serving.canary import query_frame
 from serving.encode import encode_documents, encode_queries
+from serving.index import IndexConfig
 from serving.retriever import QueryError, QueryLimits, Retriever, UnknownDocumentError
+from towers.encoders.text import Architecture, TextTowerConfig
+from towers.two_tower import TowersConfig
 
 
 @pytest.fixture
@@ -146,3 +151,23 @@ def test_bm25_of_a_history_asks_with_its_titles(recommender: Retriever):
 def test_an_unknown_document_has_no_neighbours(retriever: Retriever):
     with pytest.raises(UnknownDocumentError, match="'nope'"):
         retriever.neighbors("nope")
+
+
+@pytest.mark.parametrize("kind", ["features", "transformer"])
+def test_many_threads_get_the_answers_of_one(bundle: Bundle, shop, make, tmp_path, kind):
+    if kind == "transformer":
+        small = Architecture(vocabulary=400, layers=1, hidden=16, intermediate=32)
+        tower = TextTowerConfig(architecture=small, max_length=16)
+        make.checkpoint(
+            tmp_path / "c", shop / "examples", TowersConfig(dimension=16, query=tower, document=tower)
+        )
+        exported = export(shop / "examples", tmp_path / "c", None, tmp_path / "bundles", IndexConfig(k=5))
+        bundle = load(exported.path)
+    retriever = Retriever(bundle)
+    texts = ["red shoes", "a very long query about a blue scarf and a lamp", "茶壶", "lamp"] * 16
+    alone = [[hit.doc_id for hit in retriever.search(text, k=5)] for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda text: [hit.doc_id for hit in retriever.search(text, k=5)], texts))
+        near = list(pool.map(lambda doc_id: retriever.neighbors(doc_id, 3).hits, bundle.doc_ids))
+    assert together == alone
+    assert [len(hits) for hits in near] == [3] * len(bundle.doc_ids)
