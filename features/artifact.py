@@ -87,10 +87,15 @@ class Artifact:
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ArtifactError(f"{path} is not a finished artifact (no {MANIFEST}); run its stage again") from None
+            raise ArtifactError(
+                f"{path} is not a finished artifact (no {MANIFEST}); run its stage again"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path / MANIFEST} is damaged: {error}") from None
-        if not isinstance(manifest, dict) or not {"kind", "files", "digest", "schema_version"} <= manifest.keys():
+        if (
+            not isinstance(manifest, dict)
+            or not {"kind", "files", "digest", "schema_version"} <= manifest.keys()
+        ):
             raise ArtifactError(f"{path / MANIFEST} is not a manifest of twotower")
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise ArtifactError(
@@ -99,7 +104,9 @@ class Artifact:
         if kind is not None and manifest["kind"] != kind:
             raise ArtifactError(f"{path} holds a {manifest['kind']!r}, not a {kind!r}")
         if manifest["digest"] != _digest(manifest):
-            raise ArtifactError(f"{path / MANIFEST} was changed after it was written; its digest does not match")
+            raise ArtifactError(
+                f"{path / MANIFEST} was changed after it was written; its digest does not match"
+            )
         artifact = cls(path, manifest)
         artifact._check_files(hash_them=verify)
         return artifact
@@ -110,7 +117,9 @@ class Artifact:
             if not file.is_file():
                 raise ArtifactError(f"{self.path} lacks its file {name}")
             if file.stat().st_size != recorded["bytes"]:
-                raise ArtifactError(f"{file} has {file.stat().st_size} bytes; its manifest says {recorded['bytes']}")
+                raise ArtifactError(
+                    f"{file} has {file.stat().st_size} bytes; its manifest says {recorded['bytes']}"
+                )
             if hash_them and sha256_of_file(file) != recorded["sha256"]:
                 raise ArtifactError(f"{file} does not match the SHA-256 in its manifest")
 
@@ -134,7 +143,10 @@ def publish(path: Path, kind: str, content: dict[str, Any]) -> Iterator[Path]:
     try:
         yield staging
         files = {
-            file.relative_to(staging).as_posix(): {"sha256": sha256_of_file(file), "bytes": file.stat().st_size}
+            file.relative_to(staging).as_posix(): {
+                "sha256": sha256_of_file(file),
+                "bytes": file.stat().st_size,
+            }
             for file in sorted(staging.rglob("*"))
             if file.is_file()
         }

@@ -11,7 +11,9 @@ import pyarrow as pa
 IMPRESSIONS = pa.schema(
     [
         pa.field("impression_id", pa.string(), nullable=False),  # one list shown to somebody
-        pa.field("query_id", pa.string(), nullable=False),  # as the log calls it; impression_id if it has none
+        pa.field(
+            "query_id", pa.string(), nullable=False
+        ),  # as the log calls it; impression_id if it has none
         pa.field("query_text", pa.string()),  # null where the log has no text: then the history is the query
         pa.field("user_id", pa.string()),
         pa.field("timestamp", pa.timestamp("us", tz="UTC"), nullable=False),
