@@ -22,7 +22,7 @@ from towers.encoders.features import FeatureEncoder
 from towers.encoders.fitted import fit
 from towers.encoders.hashing import TextInput
 from towers.encoders.inputs import FeatureTowerConfig
-from towers.encoders.numbers import NumberInput, Transform
+from towers.encoders.numbers import PopularityInput, Transform
 from towers.encoders.text import TextEncoder, TextTowerConfig, start_transformer
 
 TEMPERATURE_RANGE = (0.005, 10.0)
@@ -40,8 +40,8 @@ Similarity = Literal["cosine", "dot"]
 
 
 _POPULARITY = (
-    NumberInput(column="clicks", transform=Transform.LOG1P),
-    NumberInput(column="ctr", transform=Transform.LOGIT),
+    PopularityInput(column="clicks", transform=Transform.LOG1P, start=0.1),
+    PopularityInput(column="ctr", transform=Transform.LOGIT),
 )
 
 
@@ -216,7 +216,7 @@ def _build_encoder(
     known = {} if shared is None else shared.fitted.vocabularies
     fitted = fit(settings, side, frames[side], frames[Side.DOCUMENT], known)
     tables = {} if shared is None else dict(shared.tables.items())
-    built = FeatureEncoder(settings, config.dimension, side, fitted, tables)
+    built = FeatureEncoder(settings, config.dimension, side, fitted, config.temperature, tables)
     built.weigh_words(built.texts(frames[side]))
     return built
 

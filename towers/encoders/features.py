@@ -38,6 +38,7 @@ from towers.encoders.tables import BagTable, TextTable, first_importance
 
 _CONFIG = "encoder.json"
 _WEIGHTS = "model.safetensors"
+_POPULARITY_GAIN = 10.0  # logits a unit of weight: popularity has few weights and must not wait for them
 _PROJECTOR_STD = 0.02
 _PROJECTOR_STD_BESIDE_TEXT = 0.002  # at 0.02 the noise of the network drowns a match of words
 
@@ -46,6 +47,7 @@ class _EncoderFile(Config):
     config: FeatureTowerConfig
     dimension: int
     side: Side
+    temperature: float
 
 
 class FeatureEncoder(Encoder):
@@ -60,6 +62,7 @@ class FeatureEncoder(Encoder):
         dimension: int,
         side: Side,
         fitted: Fitted,
+        temperature: float,
         shared: Mapping[str, nn.Module] | None = None,
     ) -> None:
         """Build the tower.
@@ -69,6 +72,7 @@ class FeatureEncoder(Encoder):
             dimension: Size of the vectors.
             side: Which frame is read.
             fitted: Vocabularies, scales and contents.
+            temperature: The first temperature of the loss, by which popularity in logits becomes a score.
             shared: Tables of the other tower to use where the names agree.
 
         Raises:
@@ -76,6 +80,7 @@ class FeatureEncoder(Encoder):
         """
         super().__init__()
         self.config, self.dimension, self.side, self.fitted = config, dimension, side, fitted
+        self.temperature = temperature
         self._blocks, texts = _blocks(config, side, fitted)
         self.tables = nn.ModuleDict(_tables(config, side, fitted, shared or {}))
         width = sum(block.width for block in self._blocks)
@@ -91,7 +96,13 @@ class FeatureEncoder(Encoder):
         if config.popularity:
             self._popularity = NumbersBlock("popularity", fitted.scaled("popularity", config.popularity))
             self.popularity = nn.Linear(self._popularity.width, 1, bias=False)
-            nn.init.zeros_(self.popularity.weight)
+            scales = fitted.scales["popularity"]
+            starts = [
+                column.start * scale.deviation
+                for column, scale in zip(config.popularity, scales, strict=True)
+            ]
+            with torch.no_grad():
+                self.popularity.weight.zero_()[0, : len(starts)] = torch.tensor(starts) / _POPULARITY_GAIN
         if config.constant:
             self.constant = nn.Parameter(torch.ones(1))
 
@@ -106,7 +117,8 @@ class FeatureEncoder(Encoder):
         x = torch.cat([block.embed(features, tables) for block in self._blocks], dim=1)
         vectors: Tensor = self.projector(self.mlp(x)) + self.straight(x)
         if self._popularity is not None:
-            last = self.popularity(self._popularity.embed(features, tables))
+            logits = _POPULARITY_GAIN * self.popularity(self._popularity.embed(features, tables))
+            last = self.temperature * logits
         elif self.config.constant:
             last = self.constant.expand(len(x), 1)
         else:
@@ -145,7 +157,9 @@ class FeatureEncoder(Encoder):
     def save(self, directory: Path) -> None:
         """Write configuration, vocabularies, contents and weights."""
         directory.mkdir(parents=True, exist_ok=True)
-        file = _EncoderFile(config=self.config, dimension=self.dimension, side=self.side)
+        file = _EncoderFile(
+            config=self.config, dimension=self.dimension, side=self.side, temperature=self.temperature
+        )
         write_json(directory / _CONFIG, file.model_dump(mode="json"))
         self.fitted.save(directory)
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
@@ -157,7 +171,7 @@ class FeatureEncoder(Encoder):
         file = _EncoderFile.model_validate_json((directory / _CONFIG).read_text(encoding="utf-8"))
         fitted = Fitted.load(directory)
         with torch.device("meta"):
-            encoder = cls(file.config, file.dimension, file.side, fitted)
+            encoder = cls(file.config, file.dimension, file.side, fitted, file.temperature)
         encoder.load_state_dict(load((directory / _WEIGHTS).read_bytes()), assign=True)
         return encoder.eval()
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from features.config import Config
 from towers.encoders.blocks import CategoryInput, IdInput
 from towers.encoders.hashing import TextInput
-from towers.encoders.numbers import NumberInput
+from towers.encoders.numbers import NumberInput, PopularityInput
 
 
 class RowInputs(Config):
@@ -49,7 +49,7 @@ class FeatureTowerConfig(RowInputs):
         None,
         description="Earlier clicked documents, known by what the catalogue says of them (queries).",
     )
-    popularity: tuple[NumberInput, ...] = Field(
+    popularity: tuple[PopularityInput, ...] = Field(
         (),
         description="Number columns that reach the score on a straight line: clicks, ctr (documents).",
     )

@@ -35,6 +35,18 @@ class NumberInput(Config):
     )
 
 
+class PopularityInput(NumberInput):
+    """A number that reaches the score on a straight line."""
+
+    start: float = Field(
+        0.0,
+        ge=-10,
+        le=10,
+        description="First weight, in logits for each unit after the transform; with 1, log clicks start as "
+        "log-probabilities.",
+    )
+
+
 class Scale(Config):
     """Mean and standard deviation of a transformed column, missing values left out."""
 
