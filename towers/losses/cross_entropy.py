@@ -79,20 +79,20 @@ class CrossEntropy(nn.Module):
             raise ValueError(f"temperature must be > 0; it is {temperature}")
         rows = score_BN.shape[0]
         logit_BN = widened(score_BN) / temperature
-        positive_B = logit_BN.diagonal()
         row_BN = logit_BN - self._subtracted(excluded_BN, log_q_N, logit_BN.dtype)
-        loss = weighted_mean(row_BN.logsumexp(1) - row_BN.diagonal(), weight_B)
+        # log_softmax is one fused pass each way; logsumexp makes several matrices of the same size
+        loss = weighted_mean(-row_BN.log_softmax(1).diagonal(), weight_B)
         if self.config.column_weight == 0:
             return loss
         column_BB = logit_BN[:, :rows].masked_fill(excluded_BN[:, :rows], -torch.inf)
-        columns = weighted_mean(column_BB.logsumexp(0) - positive_B, weight_B)
+        columns = weighted_mean(-column_BB.log_softmax(0).diagonal(), weight_B)
         return (loss + self.config.column_weight * columns) / (1 + self.config.column_weight)
 
     def _subtracted(self, excluded_BN: Tensor, log_q_N: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return what row logits lose: log Q, ∞ where excluded, 0 for an uncorrected positive."""
-        subtracted_BN = torch.zeros_like(excluded_BN, dtype=dtype)
-        if log_q_N is not None and self.config.log_q:
-            subtracted_BN += log_q_N.to(dtype)
-            if not self.config.correct_positive:
-                subtracted_BN.diagonal().zero_()
-        return subtracted_BN.masked_fill_(excluded_BN, torch.inf)
+        if log_q_N is None or not self.config.log_q:
+            log_q_N = torch.zeros(excluded_BN.shape[1], dtype=dtype, device=excluded_BN.device)
+        subtracted_BN = log_q_N.to(dtype).expand(excluded_BN.shape).masked_fill(excluded_BN, torch.inf)
+        if not self.config.correct_positive:
+            subtracted_BN.diagonal().zero_()
+        return subtracted_BN
