@@ -129,7 +129,7 @@ def _write(
     written = write_quarantine(connection, ibis.union(*refusals), staging / "quarantine")
     for table, reasons in written.items():
         content[table]["quarantined"] = reasons
-        _check_account(content[table], table)
+        check_account(content[table], table)
     content["impressions"] |= describe(impressions)
     counts["repaired_text"] = write_documents(
         connection, accepted, raw.features, staging / "documents", repair=config.repair_text
@@ -162,7 +162,7 @@ def _rows(table: ir.Table) -> int:
     return int(table.count().to_pyarrow().as_py())
 
 
-def _check_account(counts: dict[str, Any], table: str) -> None:
+def check_account(counts: dict[str, Any], table: str) -> None:
     """Prove that no row was lost and none was made up, and that something is left.
 
     Raises:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from features.artifact import Artifact
 from features.engine import EngineConfig, connect
 from features.errors import SchemaError
-from features.lake import IngestConfig, ingest, read_documents, read_impressions
+from features.lake import IngestConfig, check_account, ingest, read_documents, read_impressions
 from features.readers import ColumnarSource
 from features.tables import DOCUMENTS, IMPRESSIONS, QUARANTINE
 
@@ -323,3 +323,9 @@ def test_row_groups_do_not_depend_on_how_rows_arrive(tmp_path: Path) -> None:
                 file.write(whole.slice(start, size))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert pq.read_table(tmp_path / "a")["n"].to_pylist() == list(range(300_000))
+
+
+def test_an_account_that_does_not_add_up_is_a_defect() -> None:
+    counts = {"input": 3, "accepted": 1, "duplicates": 0, "quarantined": {"missing_id": 1}}
+    with pytest.raises(RuntimeError, match="lost or made up"):
+        check_account(counts, "impressions")

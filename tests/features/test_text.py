@@ -15,6 +15,7 @@ from features.text import document_text, normalise, words
         ("ＡＢＣ １２３", "abc 123"),
         ("Straße ﬁne", "strasse fine"),
         ("cafe\u0301", "café"),
+        ("cafe\u200b\u0301", "café"),
         ("a\x00b\u200bc\ufeff", "abc"),
         ("绿茶 🍵", "绿茶 🍵"),
         ("❤\ufe0f", "❤"),
@@ -26,7 +27,10 @@ def test_texts_that_mean_the_same_are_normalised_alike(text: str, expected: str)
     assert normalise(text) == expected
 
 
-@given(st.text())
+@given(
+    st.text()
+    | st.text(alphabet="aẞİıſﬁΐʼn\u0345\u0301\u0323\u0130\u1fb4\u200b\u200d\ufe0f\u3099かｶﾞ각\u11a8 ")
+)
 def test_normalising_twice_changes_nothing(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
 
