@@ -287,7 +287,7 @@ def _flow(config: Path, overrides: list[str] | None, refresh: list[str] | None, 
         raise ConfigError(f"--refresh {unknown[0]}: not a stage; stages are {', '.join(STAGES)}")
     from pipelines.config import load_config
 
-    load_config(config, overrides or ())  # a mistake is told before Prefect starts, which takes seconds
+    load_config(config, overrides or ()).source.files()  # mistakes are told before Prefect starts
     from pipelines.flows import twotower_run
 
     summary: dict[str, Any] = twotower_run(str(config), list(overrides or ()), until, list(refresh or ()))

@@ -93,9 +93,17 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             if OUTPUT.debug:
                 traceback.print_exc()
             OUTPUT.error(_message(error))
+            _release(error)
             raise typer.Exit(exit_code(error)) from None
 
     return run
+
+
+def _release(error: BaseException | None) -> None:
+    """Drop what the frames of an error hold; DuckDB complains of connections that outlive the interpreter."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _message(error: BaseException) -> str:

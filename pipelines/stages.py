@@ -15,7 +15,7 @@ from features.artifact import Artifact
 from features.errors import ArtifactError
 from pipelines.comparison import TOWERS, read_evaluation
 from pipelines.config import RunConfig, portable
-from pipelines.judged import qrels_key
+from pipelines.judged import prepared_qrels, qrels_key
 from pipelines.promote import Decision, promote
 from pipelines.tracking import StageRun, Tracking
 from pipelines.workspace import StageResult, Workspace, stage_key
@@ -170,7 +170,9 @@ class Evaluate(Stage):
         """Rank the whole corpus exactly for every test query, baselines beside."""
         from towers.evaluate import evaluate
 
-        artifact = evaluate(self._examples, self._checkpoint, self.target, self.config.evaluate, qrels=None)
+        config = self.config
+        qrels = None if config.qrels is None else prepared_qrels(self.workspace, config.qrels)
+        artifact = evaluate(self._examples, self._checkpoint, self.target, config.evaluate, qrels=qrels)
         return self.outcome(artifact)
 
     def summary(self, artifact: Artifact) -> str:
