@@ -25,11 +25,13 @@ DOCUMENTS = pd.DataFrame(
     }
 )
 
+TEMPERATURE = 0.5
+
 
 def build(side: Side, frame: pd.DataFrame, **config: object) -> FeatureEncoder:
     torch.manual_seed(0)
     settings = FeatureTowerConfig.model_validate(config)
-    encoder = FeatureEncoder(settings, 8, side, fit(settings, side, frame, DOCUMENTS, {}))
+    encoder = FeatureEncoder(settings, 8, side, fit(settings, side, frame, DOCUMENTS, {}), TEMPERATURE)
     encoder.weigh_words(encoder.texts(frame))
     return encoder
 
@@ -160,12 +162,18 @@ def test_a_batch_without_any_history_is_encoded():
 
 
 def test_popularity_reaches_the_last_coordinate_on_a_straight_line():
-    tower = document_tower(id={}, popularity=[{"column": "clicks"}]).eval()
-    with torch.no_grad():
-        tower.popularity.weight.copy_(torch.tensor([[2.0, 0.0]]))
-    last = tower(tower.prepare(DOCUMENTS))[:, -1]
+    tower = document_tower(id={}, popularity=[{"column": "clicks", "start": 3}]).eval()
+    logits = tower(tower.prepare(DOCUMENTS))[:, -1] / TEMPERATURE
     clicks = torch.tensor([1.0, 5.0, 0.0])
-    torch.testing.assert_close(last, 2 * (clicks - clicks.mean()) / clicks.std(correction=0))
+    torch.testing.assert_close(logits, 3 * (clicks - clicks.mean()))
+    with torch.no_grad():
+        tower.popularity.weight.mul_(2)
+    torch.testing.assert_close(tower(tower.prepare(DOCUMENTS))[:, -1] / TEMPERATURE, 2 * logits)
+
+
+def test_popularity_is_silent_at_first_unless_it_is_given_a_start():
+    tower = document_tower(id={}, popularity=[{"column": "clicks"}, {"column": "price"}])
+    assert tower(tower.prepare(DOCUMENTS))[:, -1].tolist() == [0, 0, 0]
 
 
 def test_the_constant_is_the_same_for_every_query_and_learned():
