@@ -13,7 +13,7 @@ from features.errors import ConfigError, SchemaError
 from features.readers.files import Kind, Paths, describe, find_files
 from features.readers.raw import RESERVED
 from features.readers.relations import Relation, Wanted
-from features.readers.values import identifier, literal
+from features.readers.values import Zone, identifier, literal
 from features.tables import DOCUMENTS, Refusal
 
 FeatureType = Literal["string", "double", "list"]
@@ -53,7 +53,7 @@ class CatalogueConfig(Config):
     list_separator: str = Field(
         "|", min_length=1, description="Between the elements of a list in a CSV file."
     )
-    timezone: str = Field("UTC", description="Time zone of timestamps that state none.")
+    timezone: Zone = Field("UTC", description="Time zone of timestamps that state none.")
 
 
 def read_catalogue(

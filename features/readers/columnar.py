@@ -17,7 +17,7 @@ from features.readers.files import Kind, Paths, describe, find_files
 from features.readers.raw import RawTables, refused_of, type_impressions
 from features.readers.relations import Relation, Wanted
 from features.readers.source import Source
-from features.readers.values import identifier
+from features.readers.values import Zone, identifier
 from features.tables import IMPRESSIONS, Refusal
 
 _IDS: Final = ("impression_id", "query_id", "user_id", "doc_id")
@@ -52,7 +52,7 @@ class ColumnarSource(Source):
     context: Names = Field(default_factory=list, description="Further columns to carry along, as text.")
     documents: CatalogueConfig = Field(description="The catalogue; every log needs one.")
     first_position: Literal[0, 1] = Field(1, description="What the log calls the first position.")
-    timezone: str = Field("UTC", description="Time zone of timestamps that state none.")
+    timezone: Zone = Field("UTC", description="Time zone of timestamps that state none.")
     delimiter: str = Field(",", min_length=1, max_length=1, description="Between the columns of a CSV file.")
     list_separator: str = Field(
         "|", min_length=1, description="Between the elements of a list in a CSV file."

@@ -24,7 +24,7 @@ from features.readers.files import Paths, describe, find_files
 from features.readers.raw import RawTables, refused_of, type_impressions
 from features.readers.relations import create_refused, load_json_lines
 from features.readers.source import Source
-from features.readers.values import identifier, literal
+from features.readers.values import Zone, identifier, literal
 from features.tables import Refusal
 
 _EVENT: Final = literal(
@@ -53,7 +53,7 @@ class MetarankSource(Source):
     feature_types: dict[str, FeatureType] = Field(
         default_factory=dict, description="Types of features that must not be found by looking at the values."
     )
-    timezone: str = Field("UTC", description="Time zone of timestamps that state none.")
+    timezone: Zone = Field("UTC", description="Time zone of timestamps that state none.")
 
     def files(self) -> list[Path]:
         """Return every file that is read."""

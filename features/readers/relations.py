@@ -95,7 +95,9 @@ class Relation:
         self.columns: list[str] = list(dict.fromkeys(c for opened in self._opened for c in opened.columns))
         """Every column that some file has, in order of appearance."""
         if not self.columns:
-            raise SchemaError(f"{files[0].name} is empty: no row that can be read; check `path` in the source")
+            raise SchemaError(
+                f"{files[0].name} is empty: no row that can be read; check `path` in the source"
+            )
 
     def load(self, wanted: Mapping[str, Wanted]) -> None:
         """Read every row into the table `name`.

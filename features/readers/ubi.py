@@ -16,7 +16,7 @@ from features.readers.files import Paths, describe, find_files
 from features.readers.raw import RawTables, refused_of, type_impressions
 from features.readers.relations import create_refused, load_json_lines
 from features.readers.source import Source
-from features.readers.values import literal
+from features.readers.values import Zone, literal
 
 _RECORD: Final = literal(
     '{"index": "JSON", "create": "JSON", "action_name": "VARCHAR", "query_id": "JSON", "client_id": "JSON", '
@@ -52,7 +52,7 @@ class UbiSource(Source):
     first_position: Literal["auto", 0, 1] = Field(
         "auto", description="What the log calls the first position; auto: 0 in the lists that have a 0."
     )
-    timezone: str = Field("UTC", description="Time zone of timestamps that state none.")
+    timezone: Zone = Field("UTC", description="Time zone of timestamps that state none.")
 
     def files(self) -> list[Path]:
         """Return every file that is read, log first."""

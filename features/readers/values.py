@@ -4,9 +4,11 @@ Readers work in DuckDB's SQL up to typed columns; everything after that is Ibis.
 `str`; `identifier` and `literal` quote whatever comes from outside.
 """
 
-from typing import Final
+from typing import Annotated, Final
+from zoneinfo import ZoneInfo
 
 from ibis.backends import BaseBackend
+from pydantic import AfterValidator
 
 MACROS: Final = r"""
 CREATE OR REPLACE TEMP MACRO tt_text(x) AS nullif(trim(x), '');
@@ -66,6 +68,18 @@ CREATE OR REPLACE TEMP MACRO tt_time(x, zone) AS
 """Blank text is null. Ids: 12.0 is "12" where the file has a number, or has no types (CSV). Epochs: below
 1e11 seconds, below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds; eight or fourteen digits
 that start with 19 or 20 are a date. `zone` is that of times that state none; the result is UTC, zoneless."""
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError):
+        raise ValueError(f"{name!r} is no time zone; write one such as UTC or Europe/Berlin") from None
+    return name
+
+
+Zone = Annotated[str, AfterValidator(_known_zone)]
+"""Name of a time zone."""
 
 
 def define_macros(connection: BaseBackend) -> None:

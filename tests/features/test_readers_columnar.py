@@ -327,3 +327,10 @@ def test_a_position_that_counts_from_zero_is_shifted_when_said(tmp_path: Path, c
     log = write(tmp_path / "log.csv", "impression_id,doc_id,timestamp,position\nx,a,1700000000,0\n")
     assert rows(open_source(log, catalogue, first_position=0).impressions, "position") == [1]
     assert rows(open_source(log, catalogue).impressions, "position", "reason") == [(None, "invalid_position")]
+
+
+def test_a_time_zone_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="is no time zone"):
+        ColumnarSource(
+            format="columnar", path=tmp_path / "log.csv", timezone="Mars/Olympus", documents={"path": "x"}
+        )
