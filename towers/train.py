@@ -15,8 +15,6 @@ whether or not the training was interrupted.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from towers.batch import Features
 from towers.checkpoint import Checkpoints, Progress, Weights, load_weights, restore_optimizer, weights_of
 from towers.collate import Batches, distinct_rows
 from towers.data import TrainingData, read_training_data
+from towers.determinism import reproducible
 from towers.losses import build_loss
 from towers.record import ListRecorder, NoRecorder, Recorder
 from towers.schedule import EarlyStoppingConfig, StageConfig, TrainConfig, build_optimizer
@@ -105,7 +104,7 @@ def train(
         "seed": seed,
         "examples": source.digest,
     }
-    with _reproducible(config, seed) as device:
+    with reproducible(config, seed) as device:
         settings |= {
             "device": device.type,
             "threads": torch.get_num_threads(),
@@ -119,28 +118,6 @@ def train(
         while training.progress.stage < len(config.stages):
             _run_stage(training)
         return _finish(training, target, settings, started)
-
-
-@contextmanager
-def _reproducible(config: TrainConfig, seed: int) -> Iterator[torch.device]:
-    """Choose the device and fix what torch leaves open, restoring the process's settings at the end."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device is cuda, but torch finds no CUDA device; set it to auto or cpu")
-    use_cuda = config.device != "cpu" and torch.cuda.is_available()
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    fill: Any = torch.utils.deterministic
-    filled = fill.fill_uninitialized_memory
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if use_cuda else []):
-        try:
-            torch.manual_seed(seed)
-            torch.set_num_threads(config.num_threads or threads)
-            fill.fill_uninitialized_memory = False
-            torch.use_deterministic_algorithms(not use_cuda)
-            yield torch.device("cuda" if use_cuda else "cpu")
-        finally:
-            torch.use_deterministic_algorithms(deterministic)
-            fill.fill_uninitialized_memory = filled
-            torch.set_num_threads(threads)
 
 
 def _prepare(
