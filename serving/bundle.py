@@ -146,6 +146,7 @@ def load(path: Path, device: str = "auto") -> Bundle:
         BundleError: If a file is missing or damaged, parts disagree, or a canary answers differently.
         ConfigError: If a GPU is required and there is none.
     """
+    indexes.require_device(device)
     artifact, towers, index, documents = _open(path, device)
     bundle_id = artifact.digest[:ID_LENGTH]
     if path.resolve().name != bundle_id:
@@ -177,7 +178,9 @@ def _open(path: Path, device: str) -> tuple[Artifact, TwoTower, Index, pd.DataFr
         canary.check(content["canaries"], towers, index, documents, rows)
     except ArtifactError as error:
         raise BundleError(f"bundle {path.name} is refused: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a library makes of parts that do not fit is damage
         raise BundleError(f"bundle {path.name} is refused: {_one_line(error)}") from error
     return artifact, towers, index, documents
 
@@ -199,10 +202,11 @@ def _check_agreement(
 
 
 def _load_towers(directory: Path) -> TwoTower:
-    """Load towers; whatever goes wrong in there is damage, since digests were checked or the disk lies."""
     try:
         return TwoTower.load(directory).eval()
-    except Exception as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # digests were checked, so what it cannot read is another release's or damage
         raise BundleError(f"its towers cannot be loaded from {directory}: {_one_line(error)}") from error
 
 

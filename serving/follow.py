@@ -7,6 +7,7 @@ be opened is refused, said so, and the old one keeps serving.
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,6 +16,9 @@ from features.errors import TwotowerError
 from serving.bundle import load
 from serving.retriever import QueryLimits, Retriever
 from serving.store import Store
+
+RETRY_SECONDS = 60.0
+"""A refused bundle is tried again after this long, since a disk or memory can recover."""
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ class Follower:
         self._served: Served | None = None
         self._refusal: Refusal | None = None
         self._refused_state: tuple[str, int, int] | None = None
+        self._retry_at = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -94,20 +99,17 @@ class Follower:
             self._refusal = self._refused_state = None
             return
         state = (champion.bundle_id, self._changed_at(champion.bundle_id), self._pointer_changed_at())
-        if state != self._refused_state:
+        if state != self._refused_state or time.monotonic() >= self._retry_at:
             self._swap(champion.bundle_id, state)
 
     def _swap(self, bundle_id: str, state: tuple[str, int, int]) -> None:
         log.info("loading bundle %s", bundle_id)
         try:
             bundle = load(self.store.bundle_path(bundle_id), self._device)
-        except TwotowerError as error:
-            self._refused_state = state
-            self._refuse(bundle_id, str(error))
-            return
-        except MemoryError:
-            self._refused_state = state
-            self._refuse(bundle_id, "not enough memory to hold it beside the bundle that is served")
+        except (TwotowerError, MemoryError) as error:
+            self._refused_state, self._retry_at = state, time.monotonic() + RETRY_SECONDS
+            short_of_memory = "not enough memory to hold it beside the bundle that is served"
+            self._refuse(bundle_id, short_of_memory if isinstance(error, MemoryError) else str(error))
             return
         self._served = Served(Retriever(bundle, self._limits), _now())
         self._refusal = self._refused_state = None

@@ -231,6 +231,16 @@ def check_similarity(vectors: Vectors, similarity: str) -> None:
             raise BundleError(f"cosine vectors must have unit length; one is off by {worst:.3g}")
 
 
+def require_device(device: str) -> None:
+    """Assert that a device that was asked for is there.
+
+    Raises:
+        ConfigError: If it is `gpu` and faiss sees none.
+    """
+    if device == "gpu" and faiss.get_num_gpus() == 0:
+        raise ConfigError("device is gpu, but faiss sees none; install faiss-gpu or use device: auto")
+
+
 def describe_faiss() -> dict[str, str | int]:
     """Return the faiss version, its compile options and the number of GPUs it sees."""
     return {
@@ -245,8 +255,7 @@ def _place(index: Any, device: str) -> tuple[Any, Literal["cpu", "gpu"], str]:
     gpus = int(faiss.get_num_gpus())
     if device == "cpu" or (device == "auto" and gpus == 0):
         return index, "cpu", f"faiss {faiss.__version__} on CPU ({gpus} GPUs seen)"
-    if gpus == 0:
-        raise ConfigError("index.device is gpu, but faiss sees none; install faiss-gpu or use device: auto")
+    require_device(device)
     try:
         moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     except RuntimeError as error:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from features.errors import ConfigError
 from serving.api import ServeConfig, serve
+from serving.follow import Follower
 from serving.retriever import QueryLimits, Retriever
 from serving.store import Store
 
@@ -285,6 +286,24 @@ def test_a_broken_champion_is_refused_and_the_old_bundle_keeps_serving(tmp_path,
         store.pointer.write_bytes(pointer)
         make.wait_until(lambda: client.get("/readyz").json()["bundle_id"] == second)
         assert client.get("/v1/bundle").json()["refused"] is None
+
+
+@pytest.mark.parametrize(("retry_seconds", "recovers"), [(60.0, False), (0.0, True)])
+def test_a_refused_bundle_is_tried_again_after_a_while(tmp_path, make, monkeypatch, retry_seconds, recovers):
+    monkeypatch.setattr("serving.follow.RETRY_SECONDS", retry_seconds)
+    bundle_id = make.shop(tmp_path).path.name
+    store = Store(tmp_path)
+    store.set_champion(bundle_id, "first")
+    ids = store.bundles / bundle_id / "ids.json"
+    sound = ids.read_bytes()
+    ids.write_bytes(sound[:-2])
+    follower = Follower(store)
+    follower.check()
+    assert "ids.json" in follower.refusal.message
+    ids.write_bytes(sound)  # neither pointer nor manifest changes
+    follower.check()
+    assert (follower.served is not None) is recovers
+    assert (follower.refusal is None) is recovers
 
 
 def test_limits_of_the_configuration_are_those_of_the_server(shop, make):

@@ -175,6 +175,16 @@ def test_ids_in_another_order_are_refused(copied: Path):
         load(rehashed(copied, swap))
 
 
+def test_a_catalogue_without_a_column_that_the_towers_read_is_refused(copied: Path):
+    def drop(staging: Path, content: dict) -> None:
+        pd.read_parquet(staging / "documents.parquet").drop(columns="clicks").to_parquet(
+            staging / "documents.parquet"
+        )
+
+    with pytest.raises(BundleError, match=r"refused: .*'clicks'"):
+        load(rehashed(copied, drop))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
