@@ -14,7 +14,7 @@ from towers.schedule import TrainConfig
 def reproducible(config: TrainConfig, seed: int) -> Iterator[torch.device]:
     """Choose the device and fix what torch leaves open, restoring the process's settings at the end.
 
-    On a CPU torch's deterministic algorithms are used; memory is not filled first, which would only cost time.
+    On a CPU torch's deterministic algorithms are used; new memory is not filled, which would only cost time.
 
     Yields:
         Where to train.
