@@ -10,6 +10,7 @@ from towers.batch import Features
 from towers.encoders.encoder import Side
 from towers.encoders.features import FeatureEncoder
 from towers.encoders.fitted import fit
+from towers.encoders.hashing import TextInput, hash_texts
 from towers.encoders.inputs import FeatureTowerConfig
 from towers.encoders.vocabulary import UNKNOWN, Vocabulary, build_vocabulary, lists_of
 
@@ -126,6 +127,18 @@ def test_a_history_is_the_mean_of_what_is_known_about_its_documents():
     both, hot, warm, nothing = tower(tower.prepare(histories(["hot", "warm"], ["hot"], ["warm"], [])))
     torch.testing.assert_close(both, (hot + warm) / 2)
     assert torch.equal(nothing, torch.zeros(10))
+
+
+def test_each_document_of_a_history_has_its_own_content_and_an_unknown_one_has_none():
+    tower = build(Side.QUERY, histories([]), history={"text": {"width": 8}}, hidden=[], dropout=0).eval()
+    with torch.no_grad():
+        tower.projector.weight.zero_()
+    titles = DOCUMENTS["title"].tolist()
+    words = hash_texts([(titles, TextInput().title_weight)], TextInput())
+    expected = tower.tables["text"](words, 0.0)
+    *known, unknown = tower(tower.prepare(histories(["warm"], ["hot"], ["cold"], ["never heard of"])))
+    torch.testing.assert_close(torch.stack(known), expected)  # the straight path starts as the identity
+    assert unknown.tolist() == [0.0] * 8
 
 
 def test_newer_documents_weigh_more_and_the_oldest_are_cut():
