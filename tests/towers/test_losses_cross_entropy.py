@@ -17,8 +17,13 @@ def naive(
 ) -> float:
     """The formula, pair by pair."""
     rows, columns = score.shape
-    row_losses, column_losses = [], []
+    row_losses, column_losses, list_losses = [], [], []
     for i in range(rows):
+        shown = math.exp(score[i, i].item() / temperature)
+        for j in range(rows, columns):
+            if not excluded[i, j]:
+                shown += math.exp(score[i, j].item() / temperature)
+        list_losses.append(-math.log(math.exp(score[i, i].item() / temperature) / shown))
         own = score[i, i].item() / temperature - (log_q[i].item() if config.correct_positive else 0)
         total = math.exp(own)
         for j in range(columns):
@@ -35,7 +40,9 @@ def naive(
     weights = weight.tolist()
     mean_row = sum(w * x for w, x in zip(weights, row_losses, strict=True)) / sum(weights)
     mean_column = sum(w * x for w, x in zip(weights, column_losses, strict=True)) / sum(weights)
-    return (mean_row + config.column_weight * mean_column) / (1 + config.column_weight)
+    mean_list = sum(w * x for w, x in zip(weights, list_losses, strict=True)) / sum(weights)
+    total = mean_row + config.column_weight * mean_column + config.list_weight * mean_list
+    return total / (1 + config.column_weight + config.list_weight)
 
 
 def example(rows: int = 5, columns: int = 9, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -50,11 +57,14 @@ def example(rows: int = 5, columns: int = 9, seed: int = 0) -> tuple[Tensor, Ten
 
 @pytest.mark.parametrize("correct_positive", [True, False])
 @pytest.mark.parametrize("column_weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("list_weight", [0.0, 2.0])
 @pytest.mark.parametrize("shape", [(5, 9), (4, 4), (1, 1), (1, 3)])
 def test_loss_equals_the_naive_loops(
-    correct_positive: bool, column_weight: float, shape: tuple[int, int]
+    correct_positive: bool, column_weight: float, list_weight: float, shape: tuple[int, int]
 ) -> None:
-    config = CrossEntropyConfig(correct_positive=correct_positive, column_weight=column_weight)
+    config = CrossEntropyConfig(
+        correct_positive=correct_positive, column_weight=column_weight, list_weight=list_weight
+    )
     score, excluded, log_q, weight = example(*shape)
     loss = CrossEntropy(config)(score, excluded, temperature=0.2, log_q_N=log_q, weight_B=weight)
     assert loss.item() == pytest.approx(naive(score, excluded, 0.2, log_q, weight, config), rel=1e-12)
@@ -72,7 +82,7 @@ def test_gradient_passes_gradcheck_through_mask_and_temperature() -> None:
     score, excluded, log_q, weight = example()
     score.requires_grad_()
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    loss = CrossEntropy(CrossEntropyConfig())
+    loss = CrossEntropy(CrossEntropyConfig(list_weight=0.5))
 
     def compute(score: Tensor, temperature: Tensor) -> Tensor:
         return loss(score, excluded, temperature=temperature, log_q_N=log_q, weight_B=weight)
@@ -133,6 +143,18 @@ def test_log_q_is_not_scaled_by_the_temperature() -> None:
     for temperature in (0.05, 1.0):
         loss = CrossEntropy(config)(score, torch.zeros(2, 2).bool(), temperature=temperature, log_q_N=log_q)
         assert loss.item() == pytest.approx(math.log(1 + 4))
+
+
+def test_the_list_term_asks_only_what_was_shown_beside_the_positive() -> None:
+    score = torch.rand(3, 6, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    excluded = torch.zeros(3, 6, dtype=torch.bool)
+    excluded[:, 3:] = ~torch.eye(3, dtype=torch.bool)
+    rows_only = CrossEntropy(CrossEntropyConfig(column_weight=0))
+    with_lists = CrossEntropy(CrossEntropyConfig(column_weight=0, list_weight=1))
+    extra = 2 * with_lists(score, excluded, temperature=1.0) - rows_only(score, excluded, temperature=1.0)
+    gradient = torch.autograd.grad(extra, score)[0]
+    touched = gradient.abs() > 1e-6
+    assert torch.equal(touched, torch.cat([torch.eye(3), torch.eye(3)], dim=1).bool())
 
 
 def test_a_row_counts_by_its_weight() -> None:

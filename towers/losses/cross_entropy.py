@@ -29,6 +29,11 @@ class CrossEntropyConfig(Config):
         ge=0,
         description="Weight of the document → query direction against 1 for query → document; 0 is off.",
     )
+    list_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a softmax of the positive against the unclicked columns alone; 0 is off.",
+    )
 
 
 class CrossEntropy(nn.Module):
@@ -38,9 +43,13 @@ class CrossEntropy(nn.Module):
 
     - row i: `-p_i + log(exp(p_i) + Σ_j exp(l'_ij))` over the allowed j ≠ i, where `p_i` is `l_ii`, or `l'_ii`
       when `correct_positive`;
-    - column j < B: `-l_jj + log Σ_i exp(l_ij)` over the allowed i and i = j.
+    - column j < B: `-l_jj + log Σ_i exp(l_ij)` over the allowed i and i = j;
+    - list i: `-l_ii + log(exp(l_ii) + Σ_j exp(l_ij))` over the allowed j ≥ B, without log Q, since what was
+      shown beside the positive is no sample of the catalogue. It learns what is clicked once shown, where
+      the rows learn what is clicked at all.
 
-    The result is `(rows + column_weight · columns) / (1 + column_weight)`, each a weighted mean over B.
+    The result is the mean of the three, weighted by 1, `column_weight` and `list_weight`; each is a weighted
+    mean over B.
 
     Source: Yi et al. 2019, "Sampling-bias-corrected neural modeling". Differs: two directions, a mask, and
     the correction of the positive is a switch.
@@ -82,11 +91,16 @@ class CrossEntropy(nn.Module):
         row_BN = logit_BN - self._subtracted(excluded_BN, log_q_N, logit_BN.dtype)
         # log_softmax is one fused pass each way; logsumexp makes several matrices of the same size
         loss = weighted_mean(-row_BN.log_softmax(1).diagonal(), weight_B)
-        if self.config.column_weight == 0:
-            return loss
-        column_BB = logit_BN[:, :rows].masked_fill(excluded_BN[:, :rows], -torch.inf)
-        columns = weighted_mean(-column_BB.log_softmax(0).diagonal(), weight_B)
-        return (loss + self.config.column_weight * columns) / (1 + self.config.column_weight)
+        total = loss
+        if self.config.column_weight > 0:
+            column_BB = logit_BN[:, :rows].masked_fill(excluded_BN[:, :rows], -torch.inf)
+            columns = weighted_mean(-column_BB.log_softmax(0).diagonal(), weight_B)
+            total = total + self.config.column_weight * columns
+        if self.config.list_weight > 0:
+            unclicked_BM = logit_BN[:, rows:].masked_fill(excluded_BN[:, rows:], -torch.inf)
+            shown_BM = torch.cat([logit_BN.diagonal()[:, None], unclicked_BM], dim=1)
+            total = total + self.config.list_weight * weighted_mean(-shown_BM.log_softmax(1)[:, 0], weight_B)
+        return total / (1 + self.config.column_weight + self.config.list_weight)
 
     def _subtracted(self, excluded_BN: Tensor, log_q_N: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return what row logits lose: log Q, ∞ where excluded, 0 for an uncorrected positive."""
