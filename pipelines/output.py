@@ -75,6 +75,8 @@ def exit_code(error: BaseException) -> int:
         (StoreInUseError, 6),
         (KeyboardInterrupt, 130),
     ]
+    if isinstance(error, TwotowerError) and isinstance(error, ValueError):  # an argument, such as a query
+        return 2
     return next((code for kinds, code in codes if isinstance(error, kinds)), 1)
 
 

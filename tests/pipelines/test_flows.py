@@ -1,7 +1,6 @@
 import asyncio
 import json
 import shutil
-import sqlite3
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +9,7 @@ from mlflow import MlflowClient
 
 from features.artifact import Artifact
 from features.errors import ConfigError, SchemaError
+from pipelines.commands import evaluate_bundle
 from pipelines.config import load_config
 from pipelines.flows import twotower_run
 from pipelines.workspace import STAGES, StoreInUseError, Workspace
@@ -128,22 +128,24 @@ def test_a_stage_can_be_done_again_on_request(again):
     assert done == {"ingest": True, "examples": False}
 
 
-def test_a_single_stage_does_what_it_needs_and_no_more(shop_config):
-    assert list(cached(twotower_run(str(shop_config), until="examples"))) == ["ingest", "examples"]
+def test_a_single_stage_does_what_it_needs_and_no_more(again):
+    done = cached(twotower_run(again[0], [*again[1], "examples.history_length=7"], until="examples"))
+    assert done == {"ingest": True, "examples": False}
 
 
-def test_an_unknown_stage_is_refused(shop_config):
+def test_an_unknown_stage_is_refused(finished):
     with pytest.raises(ConfigError, match="'trainn' is not a stage"):
-        twotower_run(str(shop_config), until="trainn")
+        twotower_run.fn(str(finished[1]), until="trainn")
 
 
-def test_a_mistake_in_the_input_is_not_tried_again_and_leaves_no_lake(shop_config, tmp_path):
+def test_a_mistake_in_the_input_is_not_tried_again_and_leaves_no_lake(again, tmp_path):
+    before = set((tmp_path / "store" / "lake").iterdir())
     with pytest.raises(SchemaError, match="nothing"):
-        twotower_run(str(shop_config), [f"source.path={tmp_path / 'nothing.parquet'}"])
+        twotower_run(again[0], [*again[1], f"source.path={tmp_path / 'nothing.parquet'}"])
     run, states = task_states()
     assert states == {"ingest": "Failed"}
     assert run.state_name == "Failed"
-    assert not (tmp_path / "store" / "lake").exists()
+    assert set((tmp_path / "store" / "lake").iterdir()) == before
 
 
 def test_two_runs_on_one_store_take_turns(again, tmp_path):
@@ -216,9 +218,53 @@ def test_the_lock_of_a_finished_run_is_free(finished):
         pass
 
 
-def test_a_failed_run_is_failed_in_mlflow(shop_config, tmp_path):
+def test_a_failed_run_is_failed_in_mlflow(again, tmp_path):
     with pytest.raises(ConfigError):
-        twotower_run(str(shop_config), ["train.stages.1.batch_size=1000000"])
-    with sqlite3.connect(tmp_path / "store" / "mlflow.db") as database:
-        rows = dict(database.execute("select name, status from runs").fetchall())
-    assert rows == {"tiny": "FAILED", "ingest": "FINISHED", "examples": "FINISHED", "train": "FAILED"}
+        twotower_run(again[0], [*again[1], "train.stages.1.batch_size=1000000"])
+    client = MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    newest = client.search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=4)
+    assert {run.info.run_name: run.info.status for run in newest} == {
+        "tiny": "FAILED",
+        "ingest": "FINISHED",
+        "examples": "FINISHED",
+        "train": "FAILED",
+    }
+    assert all("error" in run.data.tags for run in newest if run.info.status == "FAILED")
+
+
+def test_judged_queries_take_the_place_of_held_out_clicks(again, shop_data):
+    summary = twotower_run(
+        again[0], [*again[1], f"qrels.path={shop_data / 'qrels.parquet'}"], until="evaluate"
+    )
+    assert cached(summary)["train"]
+    assert not cached(summary)["evaluate"]
+    judged = pd.read_parquet(shop_data / "qrels.parquet")
+    assert summary["evaluation"][0]["n"] == judged["query_text"].nunique()
+    assert "ListAUC" not in {row["metric"] for row in summary["evaluation"]}
+
+
+def test_a_bundle_is_scored_on_judged_queries_with_bm25_beside_it(again, shop_data, tmp_path):
+    config = load_config(Path(again[0]), again[1])
+    summary = evaluate_bundle(config, "champion", shop_data / "qrels.parquet")
+    assert {"towers", "bm25"} <= {row["system"] for row in summary["evaluation"]}
+    assert summary["bundle"] == Store(tmp_path / "store").champion().bundle_id
+    with_clicks = evaluate_bundle(config, summary["bundle"], None)
+    assert with_clicks["evaluation"][0]["n"] != summary["evaluation"][0]["n"]
+
+
+def test_a_bundle_that_is_no_better_is_refused_and_the_refusal_remembered(again, tmp_path):
+    before = Store(tmp_path / "store").champion()
+    changes = [
+        *again[1],
+        "index.k=50",
+        "promote.require_beats=[random, bm25]",
+        "evaluate.systems=[towers, random]",
+    ]
+    first = twotower_run(again[0], changes)
+    assert not first["promotion"]["promoted"]
+    assert "baseline bm25 was not measured" in first["promotion"]["reason"]
+    second = twotower_run(again[0], changes)
+    assert second["all_cached"]
+    assert second["promotion"] == first["promotion"]
+    assert Store(tmp_path / "store").champion() == before
