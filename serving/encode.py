@@ -61,8 +61,9 @@ def _encode(
     encode: Callable[[Features], Tensor],
     progress: Progress | None,
 ) -> Vectors:
+    if towers.training:
+        raise ValueError("the towers are in training mode, where dropout is random; call eval() first")
     device = next(towers.parameters()).device
-    towers.eval()
     done, parts = 0, []
     with torch.inference_mode():
         for start in range(0, len(frame), _PREPARED_ROWS):

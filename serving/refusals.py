@@ -30,8 +30,8 @@ class NotReadyError(Exception):
 def error_response(
     status: int, code: str, message: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """Return `{"error": {"code", "message"}}`; the message becomes one line of valid UTF-8."""
-    line = " ".join(message.split())[:500].encode("utf-8", "backslashreplace").decode()
+    """Return `{"error": {"code", "message"}}`; the message becomes one line."""
+    line = " ".join(message.split())[:500]
     return JSONResponse({"error": {"code": code, "message": line}}, status, headers)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from features.errors import BundleError
-from serving.bundle import Bundle
+from serving.bundle import Bundle, load
 from serving.canary import query_frame
 from serving.encode import encode_documents, encode_queries
 
@@ -55,3 +55,9 @@ def test_a_query_without_a_finite_vector_is_refused(bundle: Bundle, monkeypatch)
     )
     with pytest.raises(BundleError, match="query 0 of 2 has no finite vector"):
         encode_queries(bundle.towers, pd.concat([query_frame("a", []), query_frame("b", [])]))
+
+
+def test_towers_in_training_mode_are_refused(shop):
+    towers = load(next((shop / "bundles").iterdir())).towers.train()
+    with pytest.raises(ValueError, match="training mode"):
+        encode_queries(towers, query_frame("red", []))

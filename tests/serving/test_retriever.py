@@ -35,10 +35,6 @@ def test_dense_search_ranks_by_the_towers_similarity(retriever: Retriever):
     np.testing.assert_allclose([hit.score for hit in hits], scores[best], atol=1e-5)
 
 
-def test_a_text_is_normalised_as_in_training(retriever: Retriever):
-    assert retriever.search("  ＲＥＤ  Shoes\u200b ") == retriever.search("red shoes")
-
-
 def test_a_batch_answers_as_one_by_one(retriever: Retriever):
     texts = ["red shoes", "茶壶", "desk lamp"]
     frames = pd.concat([query_frame(text, []) for text in texts], ignore_index=True)
@@ -154,7 +150,9 @@ def test_an_unknown_document_has_no_neighbours(retriever: Retriever):
 
 
 @pytest.mark.parametrize("kind", ["features", "transformer"])
-def test_many_threads_get_the_answers_of_one(bundle: Bundle, shop, make, tmp_path, kind):
+def test_many_threads_get_the_answers_of_one_and_texts_are_normalised_as_in_training(
+    bundle: Bundle, shop, make, tmp_path, kind
+):
     if kind == "transformer":
         small = Architecture(vocabulary=400, layers=1, hidden=16, intermediate=32)
         tower = TextTowerConfig(architecture=small, max_length=16)
@@ -170,4 +168,5 @@ def test_many_threads_get_the_answers_of_one(bundle: Bundle, shop, make, tmp_pat
         together = list(pool.map(lambda text: [hit.doc_id for hit in retriever.search(text, k=5)], texts))
         near = list(pool.map(lambda doc_id: retriever.neighbors(doc_id, 3).hits, bundle.doc_ids))
     assert together == alone
+    assert retriever.search("  ＲＥＤ\u3000Shoes\u200b ") == retriever.search("red shoes")
     assert [len(hits) for hits in near] == [3] * len(bundle.doc_ids)
