@@ -108,8 +108,8 @@ def _refuse_repeated_keys(loader: _Loader, node: yaml.MappingNode, located: Loca
 def override(located: Located, assignment: str) -> None:
     """Change one value in place, as `--set a.b=value` asks; the value is read as YAML.
 
-    A number addresses a list element (`train.stages.0.batch_size=64`); mappings on the way that are
-    absent are created.
+    A number addresses a list element (`train.stages.0.batch_size=64`), and the first number past the end
+    appends one; mappings on the way that are absent are created.
 
     Raises:
         ConfigError: If the assignment is not `key=value`, or the key goes through something that is
@@ -124,9 +124,12 @@ def override(located: Located, assignment: str) -> None:
     here: Any = located.data
     key: Key = ()
     for position, part in enumerate(parts):
-        step = _step(here, part, place)
+        last = position == len(parts) - 1
+        step = _step(here, part, place, may_append=last)
         key = (*key, step)
-        if position == len(parts) - 1:
+        if isinstance(here, list) and step == len(here):
+            here.append(value)
+        elif last:
             here[step] = value
         else:
             if isinstance(here, dict) and here.get(step) is None:
@@ -137,11 +140,11 @@ def override(located: Located, assignment: str) -> None:
     located.places[key] = place
 
 
-def _step(here: Any, part: str, place: str) -> str | int:
+def _step(here: Any, part: str, place: str, *, may_append: bool) -> str | int:
     if isinstance(here, dict):
         return part
     if isinstance(here, list):
-        if part.isdigit() and int(part) < len(here):
+        if part.isdigit() and int(part) < len(here) + may_append:
             return int(part)
         raise ConfigError(f"{place}: {part!r} is not an index of a list with {len(here)} elements (from 0)")
     raise ConfigError(f"{place}: {part!r} is below a single value ({here!r}), not below a mapping")

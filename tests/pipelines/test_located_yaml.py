@@ -82,6 +82,14 @@ def test_an_override_replaces_a_whole_section_and_its_places():
     assert located.place(("train", "stages", 0)) == "--set train=null"
 
 
+def test_the_number_after_the_last_appends_an_element():
+    located = parse_located_yaml(TEXT, "x.yaml")
+    override(located, "train.stages.2={name: more}")
+    assert located.data["train"]["stages"][2] == {"name": "more"}
+    assert len(located.data["train"]["stages"]) == 3
+    assert located.place(("train", "stages", 2)).startswith("--set")
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
@@ -89,6 +97,8 @@ def test_an_override_replaces_a_whole_section_and_its_places():
         ("=3", "expected key=value"),
         ("train..x=3", "expected key=value"),
         ("train.stages.7.batch_size=1", "'7' is not an index of a list with 2 elements"),
+        ("train.stages.2.batch_size=1", "'2' is not an index of a list with 2 elements"),
+        ("train.stages.3={}", "'3' is not an index of a list with 2 elements"),
         ("name.first=x", "'first' is below a single value ('shop')"),
         ("name=[1", "not valid YAML"),
     ],
