@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from towers.losses import CrossEntropy, CrossEntropyConfig
+from towers.losses import CrossEntropy, CrossEntropyConfig, OwnScores
 
 
 def naive(
@@ -17,13 +17,8 @@ def naive(
 ) -> float:
     """The formula, pair by pair."""
     rows, columns = score.shape
-    row_losses, column_losses, list_losses = [], [], []
+    row_losses, column_losses = [], []
     for i in range(rows):
-        shown = math.exp(score[i, i].item() / temperature)
-        for j in range(rows, columns):
-            if not excluded[i, j]:
-                shown += math.exp(score[i, j].item() / temperature)
-        list_losses.append(-math.log(math.exp(score[i, i].item() / temperature) / shown))
         own = score[i, i].item() / temperature - (log_q[i].item() if config.correct_positive else 0)
         total = math.exp(own)
         for j in range(columns):
@@ -40,9 +35,7 @@ def naive(
     weights = weight.tolist()
     mean_row = sum(w * x for w, x in zip(weights, row_losses, strict=True)) / sum(weights)
     mean_column = sum(w * x for w, x in zip(weights, column_losses, strict=True)) / sum(weights)
-    mean_list = sum(w * x for w, x in zip(weights, list_losses, strict=True)) / sum(weights)
-    total = mean_row + config.column_weight * mean_column + config.list_weight * mean_list
-    return total / (1 + config.column_weight + config.list_weight)
+    return (mean_row + config.column_weight * mean_column) / (1 + config.column_weight)
 
 
 def example(rows: int = 5, columns: int = 9, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,14 +50,11 @@ def example(rows: int = 5, columns: int = 9, seed: int = 0) -> tuple[Tensor, Ten
 
 @pytest.mark.parametrize("correct_positive", [True, False])
 @pytest.mark.parametrize("column_weight", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("list_weight", [0.0, 2.0])
 @pytest.mark.parametrize("shape", [(5, 9), (4, 4), (1, 1), (1, 3)])
 def test_loss_equals_the_naive_loops(
-    correct_positive: bool, column_weight: float, list_weight: float, shape: tuple[int, int]
+    correct_positive: bool, column_weight: float, shape: tuple[int, int]
 ) -> None:
-    config = CrossEntropyConfig(
-        correct_positive=correct_positive, column_weight=column_weight, list_weight=list_weight
-    )
+    config = CrossEntropyConfig(correct_positive=correct_positive, column_weight=column_weight)
     score, excluded, log_q, weight = example(*shape)
     loss = CrossEntropy(config)(score, excluded, temperature=0.2, log_q_N=log_q, weight_B=weight)
     assert loss.item() == pytest.approx(naive(score, excluded, 0.2, log_q, weight, config), rel=1e-12)
@@ -82,7 +72,7 @@ def test_gradient_passes_gradcheck_through_mask_and_temperature() -> None:
     score, excluded, log_q, weight = example()
     score.requires_grad_()
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    loss = CrossEntropy(CrossEntropyConfig(list_weight=0.5))
+    loss = CrossEntropy(CrossEntropyConfig())
 
     def compute(score: Tensor, temperature: Tensor) -> Tensor:
         return loss(score, excluded, temperature=temperature, log_q_N=log_q, weight_B=weight)
@@ -145,16 +135,48 @@ def test_log_q_is_not_scaled_by_the_temperature() -> None:
         assert loss.item() == pytest.approx(math.log(1 + 4))
 
 
+def test_own_documents_equal_columns_that_every_other_row_excludes() -> None:
+    score, excluded, log_q, weight = example(4, 6)
+    generator = torch.Generator().manual_seed(7)
+    own_score = torch.rand(4, 2, generator=generator, dtype=torch.float64)
+    own_excluded = torch.tensor([[False, True], [False, False], [True, True], [False, False]])
+    own_log_q = torch.rand(4, 2, generator=generator, dtype=torch.float64).log()
+    wide = torch.full((4, 8), 9.0, dtype=torch.float64)
+    wide_excluded = torch.ones(4, 8, dtype=torch.bool)
+    for row in range(4):
+        wide[row, 2 * row : 2 * row + 2] = own_score[row]
+        wide_excluded[row, 2 * row : 2 * row + 2] = own_excluded[row]
+    loss = CrossEntropy(CrossEntropyConfig())
+    own = OwnScores(own_score, own_excluded, own_log_q)
+    found = loss(score, excluded, temperature=0.2, log_q_N=log_q, weight_B=weight, own=own)
+    expected = loss(
+        torch.cat([score, wide], dim=1),
+        torch.cat([excluded, wide_excluded], dim=1),
+        temperature=0.2,
+        log_q_N=torch.cat([log_q, own_log_q.flatten()]),
+        weight_B=weight,
+    )
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
 def test_the_list_term_asks_only_what_was_shown_beside_the_positive() -> None:
-    score = torch.rand(3, 6, generator=torch.Generator().manual_seed(3), requires_grad=True)
-    excluded = torch.zeros(3, 6, dtype=torch.bool)
-    excluded[:, 3:] = ~torch.eye(3, dtype=torch.bool)
+    score = torch.rand(3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    shown = torch.rand(3, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    excluded, own_excluded = torch.zeros(3, 3, dtype=torch.bool), torch.zeros(3, 2, dtype=torch.bool)
+    own_excluded[1, 1] = True
+    own = OwnScores(shown, own_excluded)
     rows_only = CrossEntropy(CrossEntropyConfig(column_weight=0))
-    with_lists = CrossEntropy(CrossEntropyConfig(column_weight=0, list_weight=1))
-    extra = 2 * with_lists(score, excluded, temperature=1.0) - rows_only(score, excluded, temperature=1.0)
-    gradient = torch.autograd.grad(extra, score)[0]
-    touched = gradient.abs() > 1e-6
-    assert torch.equal(touched, torch.cat([torch.eye(3), torch.eye(3)], dim=1).bool())
+    with_lists = CrossEntropy(CrossEntropyConfig(column_weight=0, list_weight=2))
+    lists = (
+        3 * with_lists(score, excluded, temperature=0.5, own=own)
+        - rows_only(score, excluded, temperature=0.5, own=own)
+    ) / 2
+    expected = 0.0
+    for i in range(3):
+        positive = math.exp(score[i, i].item() / 0.5)
+        others = sum(math.exp(shown[i, u].item() / 0.5) for u in range(2) if not own_excluded[i, u])
+        expected -= math.log(positive / (positive + others)) / 3
+    assert lists.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_row_counts_by_its_weight() -> None:

@@ -3,7 +3,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from towers.losses import CrossEntropy, HardestHinge, HingeConfig, LossConfig, build_loss
+from towers.losses import CrossEntropy, HardestHinge, HingeConfig, LossConfig, OwnScores, build_loss
 
 
 def naive(score: Tensor, excluded: Tensor, weight: Tensor, config: HingeConfig) -> float:
@@ -58,6 +58,13 @@ def test_perfect_embeddings_score_lower_than_random_ones() -> None:
 def test_equal_scores_cost_exactly_the_margin() -> None:
     loss = HardestHinge(HingeConfig(margin=0.25))(torch.full((6, 9), 0.7), torch.zeros(6, 9).bool())
     assert loss.item() == pytest.approx(0.25)
+
+
+def test_an_own_document_can_be_the_hardest_of_its_row_only() -> None:
+    score = torch.eye(3)
+    own = OwnScores(torch.tensor([[0.95], [0.2], [0.99]]), torch.tensor([[False], [False], [True]]))
+    loss = HardestHinge(HingeConfig(margin=0.1))(score, torch.zeros(3, 3).bool(), own=own)
+    assert loss.item() == pytest.approx(0.05 / 3 / 2)
 
 
 def test_a_duplicate_of_the_positive_is_not_its_hardest_negative() -> None:

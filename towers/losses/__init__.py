@@ -7,6 +7,7 @@ from torch import Tensor
 
 from towers.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from towers.losses.hinge import HardestHinge, HingeConfig
+from towers.losses.matrix import OwnScores
 
 LossConfig = Annotated[CrossEntropyConfig | HingeConfig, Field(discriminator="kind")]
 
@@ -22,6 +23,7 @@ class Loss(Protocol):
         temperature: float | Tensor,
         log_q_N: Tensor | None = None,
         weight_B: Tensor | None = None,
+        own: OwnScores | None = None,
     ) -> Tensor:
         """Return the scalar loss of a batch."""
         ...
@@ -43,5 +45,6 @@ __all__ = [
     "HingeConfig",
     "Loss",
     "LossConfig",
+    "OwnScores",
     "build_loss",
 ]

@@ -1,6 +1,7 @@
 """Bidirectional cross-entropy: each query picks its document, each document picks its query.
 
 Shapes: B queries, N documents, N ≥ B; column i < B is the positive of row i, columns ≥ B are extra negatives.
+U documents of each query's own.
 """
 
 from typing import Literal
@@ -10,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from features.config import Config
-from towers.losses.matrix import check, weighted_mean, widened
+from towers.losses.matrix import OwnScores, check, row_log_q, row_negatives, weighted_mean, widened
 
 
 class CrossEntropyConfig(Config):
@@ -32,21 +33,21 @@ class CrossEntropyConfig(Config):
     list_weight: float = Field(
         0.0,
         ge=0,
-        description="Weight of a softmax of the positive against the unclicked columns alone; 0 is off.",
+        description="Weight of a softmax of the positive against the unclicked documents alone; 0 is off.",
     )
 
 
 class CrossEntropy(nn.Module):
-    """Softmax cross-entropy over the rows (all N columns) and over the first B columns.
+    """Softmax cross-entropy over the rows (all N columns and the row's own U) and over the first B columns.
 
     With logits `l_ij = score_ij / temperature` and `l'_ij = l_ij - log_q_j`:
 
     - row i: `-p_i + log(exp(p_i) + Σ_j exp(l'_ij))` over the allowed j ≠ i, where `p_i` is `l_ii`, or `l'_ii`
       when `correct_positive`;
     - column j < B: `-l_jj + log Σ_i exp(l_ij)` over the allowed i and i = j;
-    - list i: `-l_ii + log(exp(l_ii) + Σ_j exp(l_ij))` over the allowed j ≥ B, without log Q, since what was
-      shown beside the positive is no sample of the catalogue. It learns what is clicked once shown, where
-      the rows learn what is clicked at all.
+    - list i: `-l_ii + log(exp(l_ii) + Σ_u exp(l_iu))` over its allowed documents u past the positives, without log Q, since
+      what was shown beside the positive is no sample of the catalogue. It learns what is clicked once shown,
+      where the rows learn what is clicked at all.
 
     The result is the mean of the three, weighted by 1, `column_weight` and `list_weight`; each is a weighted
     mean over B.
@@ -67,6 +68,7 @@ class CrossEntropy(nn.Module):
         temperature: float | Tensor,
         log_q_N: Tensor | None = None,
         weight_B: Tensor | None = None,
+        own: OwnScores | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -76,6 +78,7 @@ class CrossEntropy(nn.Module):
             temperature: Divides scores; > 0. Typical 0.02 to 0.1 under cosine.
             log_q_N: Log of the expected number of columns a document takes; `None` corrects nothing.
             weight_B: Weight of each row's pair, > 0.
+            own: Negatives of one query each; they enter its row and its list.
 
         Returns:
             Scalar, in nats. A row without any allowed negative contributes 0.
@@ -87,26 +90,30 @@ class CrossEntropy(nn.Module):
         if isinstance(temperature, float | int) and temperature <= 0:
             raise ValueError(f"temperature must be > 0; it is {temperature}")
         rows = score_BN.shape[0]
-        logit_BN = widened(score_BN) / temperature
-        row_BN = logit_BN - self._subtracted(excluded_BN, log_q_N, logit_BN.dtype)
+        score_BX, excluded_BX = row_negatives(widened(score_BN), excluded_BN, own)
+        logit_BX = score_BX / temperature
+        row_BX = logit_BX - self._subtracted(excluded_BX, log_q_N, own, logit_BX.dtype)
         # log_softmax is one fused pass each way; logsumexp makes several matrices of the same size
-        loss = weighted_mean(-row_BN.log_softmax(1).diagonal(), weight_B)
-        total = loss
+        total = weighted_mean(-row_BX.log_softmax(1).diagonal(), weight_B)
         if self.config.column_weight > 0:
-            column_BB = logit_BN[:, :rows].masked_fill(excluded_BN[:, :rows], -torch.inf)
+            column_BB = logit_BX[:, :rows].masked_fill(excluded_BN[:, :rows], -torch.inf)
             columns = weighted_mean(-column_BB.log_softmax(0).diagonal(), weight_B)
             total = total + self.config.column_weight * columns
         if self.config.list_weight > 0:
-            unclicked_BM = logit_BN[:, rows:].masked_fill(excluded_BN[:, rows:], -torch.inf)
-            shown_BM = torch.cat([logit_BN.diagonal()[:, None], unclicked_BM], dim=1)
-            total = total + self.config.list_weight * weighted_mean(-shown_BM.log_softmax(1)[:, 0], weight_B)
+            own_BU = logit_BX[:, rows:].masked_fill(excluded_BX[:, rows:], -torch.inf)
+            shown_BU = torch.cat([logit_BX.diagonal()[:, None], own_BU], dim=1)
+            total = total + self.config.list_weight * weighted_mean(-shown_BU.log_softmax(1)[:, 0], weight_B)
         return total / (1 + self.config.column_weight + self.config.list_weight)
 
-    def _subtracted(self, excluded_BN: Tensor, log_q_N: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _subtracted(
+        self, excluded_BX: Tensor, log_q_N: Tensor | None, own: OwnScores | None, dtype: torch.dtype
+    ) -> Tensor:
         """Return what row logits lose: log Q, ∞ where excluded, 0 for an uncorrected positive."""
         if log_q_N is None or not self.config.log_q:
-            log_q_N = torch.zeros(excluded_BN.shape[1], dtype=dtype, device=excluded_BN.device)
-        subtracted_BN = log_q_N.to(dtype).expand(excluded_BN.shape).masked_fill(excluded_BN, torch.inf)
+            subtracted_BX = torch.zeros_like(excluded_BX, dtype=dtype)
+        else:
+            subtracted_BX = row_log_q(log_q_N.to(dtype), len(excluded_BX), own)
+        subtracted_BX = subtracted_BX.masked_fill(excluded_BX, torch.inf)
         if not self.config.correct_positive:
-            subtracted_BN.diagonal().zero_()
-        return subtracted_BN
+            subtracted_BX.diagonal().zero_()
+        return subtracted_BX

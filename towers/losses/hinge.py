@@ -1,6 +1,7 @@
 """Hardest-negative hinge: the positive must beat the best negative by a margin, in both directions.
 
 Shapes: B queries, N documents, N ≥ B; column i < B is the positive of row i, columns ≥ B are extra negatives.
+U documents of each query's own.
 """
 
 from typing import Literal
@@ -10,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from features.config import Config
-from towers.losses.matrix import check, weighted_mean, widened
+from towers.losses.matrix import OwnScores, check, row_negatives, weighted_mean, widened
 
 
 class HingeConfig(Config):
@@ -28,7 +29,7 @@ class HingeConfig(Config):
 
 
 class HardestHinge(nn.Module):
-    """Mean of `max(0, m - s⁺ + max s⁻)` over the rows (all N columns) and over the first B columns.
+    """Mean of `max(0, m - s⁺ + max s⁻)` over the rows (N columns and U own) and over the first B columns.
 
     Excluded pairs are removed before the maximum, since a duplicate of the positive would be its own hardest
     negative. Several equally hard negatives share the gradient equally. A row without any allowed negative
@@ -49,6 +50,7 @@ class HardestHinge(nn.Module):
         temperature: float | Tensor = 1.0,
         log_q_N: Tensor | None = None,
         weight_B: Tensor | None = None,
+        own: OwnScores | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -58,6 +60,7 @@ class HardestHinge(nn.Module):
             temperature: Not used: the margin is in units of the raw score.
             log_q_N: Not used: a maximum is not an estimate of a sum, so no sampling correction applies.
             weight_B: Weight of each row's pair, > 0.
+            own: Negatives of one query each; they enter its row.
 
         Returns:
             Scalar, in units of the score; `margin` when every score is equal.
@@ -72,7 +75,9 @@ class HardestHinge(nn.Module):
         barred_BN = excluded_BN.clone()
         barred_BN.diagonal().fill_(True)
         negative_BN = score_BN.masked_fill(barred_BN, -torch.inf)
-        loss = weighted_mean(self._short_of_margin(positive_B, negative_BN.amax(1)), weight_B)
+        negative_BX, barred_BX = row_negatives(negative_BN, barred_BN, own)
+        negative_BX = negative_BX.masked_fill(barred_BX, -torch.inf)
+        loss = weighted_mean(self._short_of_margin(positive_B, negative_BX.amax(1)), weight_B)
         if self.config.column_weight == 0:
             return loss
         hardest_B = negative_BN[:, :rows].amax(0)

@@ -1,10 +1,51 @@
 """What every objective over a score matrix does first and last: check it, widen it, average its rows.
 
-B queries, N documents, N ≥ B; column i < B is the positive of row i.
+B queries, N documents, N ≥ B; column i < B is the positive of row i. U documents of each query's own.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OwnScores:
+    """Scores of documents that are negatives of one query only, such as the unclicked of its own list.
+
+    Attributes:
+        score_BU: Raw similarities of each query and its own documents.
+        excluded_BU: True where there is no document (lists differ in length) or it may not be a negative.
+        log_q_BU: Log of the expected number of columns of each document; `None` corrects nothing.
+    """
+
+    score_BU: Tensor
+    excluded_BU: Tensor
+    log_q_BU: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.score_BU.dim() != 2 or self.excluded_BU.shape != self.score_BU.shape:
+            raise ValueError(
+                "score_BU and excluded_BU must be B x U; "
+                f"they are {tuple(self.score_BU.shape)} and {tuple(self.excluded_BU.shape)}"
+            )
+
+
+def row_negatives(score_BN: Tensor, excluded_BN: Tensor, own: OwnScores | None) -> tuple[Tensor, Tensor]:
+    """Return scores and exclusions of the row direction: the shared columns, then each query's own."""
+    if own is None:
+        return score_BN, excluded_BN
+    score_BX = torch.cat([score_BN, own.score_BU.to(score_BN.dtype)], dim=1)
+    return score_BX, torch.cat([excluded_BN, own.excluded_BU], dim=1)
+
+
+def row_log_q(log_q_N: Tensor, rows: int, own: OwnScores | None) -> Tensor:
+    """Return log Q of the row direction, (B, N + U); own documents without one are not corrected."""
+    log_q_BN = log_q_N.expand(rows, -1)
+    if own is None:
+        return log_q_BN
+    log_q_BU = torch.zeros_like(own.score_BU) if own.log_q_BU is None else own.log_q_BU
+    return torch.cat([log_q_BN, log_q_BU.to(log_q_N.dtype)], dim=1)
 
 
 def check(score_BN: Tensor, excluded_BN: Tensor) -> None:
