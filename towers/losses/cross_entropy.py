@@ -11,7 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from features.config import Config
-from towers.losses.matrix import OwnScores, check, row_log_q, row_negatives, weighted_mean, widened
+from towers.losses.matrix import (
+    OwnScores,
+    check,
+    check_temperature,
+    row_log_q,
+    row_negatives,
+    weighted_mean,
+    widened,
+)
 
 
 class CrossEntropyConfig(Config):
@@ -69,6 +77,7 @@ class CrossEntropy(nn.Module):
         log_q_N: Tensor | None = None,
         weight_B: Tensor | None = None,
         own: OwnScores | None = None,
+        positive_BN: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -79,6 +88,7 @@ class CrossEntropy(nn.Module):
             log_q_N: Log of the expected number of columns a document takes; `None` corrects nothing.
             weight_B: Weight of each row's pair, > 0.
             own: Negatives of one query each; they enter its row and its list.
+            positive_BN: Not used: the diagonal is the only positive.
 
         Returns:
             Scalar, in nats. A row without any allowed negative contributes 0.
@@ -87,8 +97,7 @@ class CrossEntropy(nn.Module):
             ValueError: If the shapes do not fit or a fixed temperature is not positive.
         """
         check(score_BN, excluded_BN)
-        if isinstance(temperature, float | int) and temperature <= 0:
-            raise ValueError(f"temperature must be > 0; it is {temperature}")
+        check_temperature(temperature)
         rows = score_BN.shape[0]
         score_BX, excluded_BX = row_negatives(widened(score_BN), excluded_BN, own)
         logit_BX = score_BX / temperature

@@ -1,7 +1,7 @@
-"""Hardest-negative hinge: the positive must beat the best negative by a margin, in both directions.
+"""Hinge: the positive must beat a hard negative by a margin, in both directions.
 
 Shapes: B queries, N documents, N ≥ B; column i < B is the positive of row i, columns ≥ B are extra negatives.
-U documents of each query's own.
+U documents of each query's own; X = N + U.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from features.config import Config
-from towers.losses.matrix import OwnScores, check, row_negatives, weighted_mean, widened
+from towers.losses.matrix import OwnScores, check, in_both_directions, mean_where, widened
 
 
 class HingeConfig(Config):
@@ -19,8 +19,14 @@ class HingeConfig(Config):
 
     kind: Literal["hinge"] = "hinge"
     margin: float = Field(
-        0.1, gt=0, description="By how much a positive's raw score must exceed its hardest negative's."
+        0.1, gt=0, description="By how much a positive's raw score must exceed a negative's."
     )
+    negative: Literal["hardest", "semi_hard", "top_k_mean"] = Field(
+        "hardest",
+        description="What the positive must beat: the highest negative; the highest below the positive; or "
+        "the mean of the k highest.",
+    )
+    k: int = Field(5, ge=1, description="How many negatives top_k_mean averages; else not used.")
     column_weight: float = Field(
         1.0,
         ge=0,
@@ -28,14 +34,22 @@ class HingeConfig(Config):
     )
 
 
-class HardestHinge(nn.Module):
-    """Mean of `max(0, m - s⁺ + max s⁻)` over the rows (N columns and U own) and over the first B columns.
+class Hinge(nn.Module):
+    """Mean of `max(0, m - s⁺ + s⁻)` over the rows (N columns and U own) and over the first B columns.
 
-    Excluded pairs are removed before the maximum, since a duplicate of the positive would be its own hardest
-    negative. Several equally hard negatives share the gradient equally. A row without any allowed negative
-    has loss 0 and gradient 0. The result is `(rows + column_weight · columns) / (1 + column_weight)`.
+    The negative `s⁻` of a row, out of its allowed scores:
 
-    Source: Faghri et al. 2018, "VSE++", eq. 5. Differs: extra columns in the row direction, a mask.
+    - `hardest`: the maximum. Several equally hard negatives share the gradient equally.
+    - `semi_hard`: the maximum of those below `s⁺`; where there is none, the minimum, so that a row whose
+      positive comes last, or whose scores are all equal, is still pulled apart.
+    - `top_k_mean`: the mean of the k largest, or of all where there are fewer.
+
+    Excluded pairs are removed before anything is picked, since a duplicate of the positive would be its own
+    hardest negative. A row without any allowed negative has loss 0 and gradient 0. The result is
+    `(rows + column_weight · columns) / (1 + column_weight)`.
+
+    Source: Faghri et al. 2018, "VSE++", eq. 5; semi-hard: Schroff et al. 2015, "FaceNet", section 3.2.
+    Differs: extra columns in the row direction, a mask, scores instead of distances.
     """
 
     def __init__(self, config: HingeConfig) -> None:
@@ -51,6 +65,7 @@ class HardestHinge(nn.Module):
         log_q_N: Tensor | None = None,
         weight_B: Tensor | None = None,
         own: OwnScores | None = None,
+        positive_BN: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -61,6 +76,7 @@ class HardestHinge(nn.Module):
             log_q_N: Not used: a maximum is not an estimate of a sum, so no sampling correction applies.
             weight_B: Weight of each row's pair, > 0.
             own: Negatives of one query each; they enter its row.
+            positive_BN: Not used: the diagonal is the only positive.
 
         Returns:
             Scalar, in units of the score; `margin` when every score is equal.
@@ -69,20 +85,32 @@ class HardestHinge(nn.Module):
             ValueError: If the shapes do not fit.
         """
         check(score_BN, excluded_BN)
-        rows = score_BN.shape[0]
-        score_BN = widened(score_BN)
-        positive_B = score_BN.diagonal()
-        barred_BN = excluded_BN.clone()
-        barred_BN.diagonal().fill_(True)
-        negative_BN = score_BN.masked_fill(barred_BN, -torch.inf)
-        negative_BX, barred_BX = row_negatives(negative_BN, barred_BN, own)
-        negative_BX = negative_BX.masked_fill(barred_BX, -torch.inf)
-        loss = weighted_mean(self._short_of_margin(positive_B, negative_BX.amax(1)), weight_B)
-        if self.config.column_weight == 0:
-            return loss
-        hardest_B = negative_BN[:, :rows].amax(0)
-        columns = weighted_mean(self._short_of_margin(positive_B, hardest_B), weight_B)
-        return (loss + self.config.column_weight * columns) / (1 + self.config.column_weight)
+        return in_both_directions(
+            self._short_of_margin, widened(score_BN), excluded_BN, own, weight_B, self.config.column_weight
+        )
 
-    def _short_of_margin(self, positive_B: Tensor, hardest_B: Tensor) -> Tensor:
-        return (self.config.margin - positive_B + hardest_B).clamp(min=0)
+    def _short_of_margin(self, positive_B: Tensor, score_BX: Tensor, barred_BX: Tensor) -> Tensor:
+        match self.config.negative:
+            case "hardest":
+                negative_B = score_BX.masked_fill(barred_BX, -torch.inf).amax(1)
+            case "semi_hard":
+                negative_B = _semi_hard(positive_B, score_BX, barred_BX)
+            case "top_k_mean":
+                negative_B = _top_k_mean(score_BX, barred_BX, self.config.k)
+        return (self.config.margin - positive_B + negative_B).clamp(min=0)
+
+
+def _semi_hard(positive_B: Tensor, score_BX: Tensor, barred_BX: Tensor) -> Tensor:
+    """Return the highest allowed score below the positive's, or else the lowest; -∞ where none is allowed."""
+    above_BX = score_BX >= positive_B[:, None]
+    below_B = score_BX.masked_fill(barred_BX | above_BX, -torch.inf).amax(1)
+    lowest_B = score_BX.masked_fill(barred_BX, torch.inf).amin(1)
+    return torch.where((below_B == -torch.inf) & ~barred_BX.all(1), lowest_B, below_B)
+
+
+def _top_k_mean(score_BX: Tensor, barred_BX: Tensor, k: int) -> Tensor:
+    """Return the mean of the k highest allowed scores; -∞ where none is allowed."""
+    highest_BK = score_BX.masked_fill(barred_BX, -torch.inf).topk(min(k, score_BX.shape[1])).values
+    kept_BK = highest_BK > -torch.inf
+    mean_B = mean_where(highest_BK, kept_BK)
+    return mean_B.masked_fill(~kept_BK.any(1), -torch.inf)

@@ -3,6 +3,7 @@
 B queries, N documents, N ≥ B; column i < B is the positive of row i. U documents of each query's own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,60 @@ def row_log_q(log_q_N: Tensor, rows: int, own: OwnScores | None) -> Tensor:
         return log_q_BN
     log_q_BU = torch.zeros_like(own.score_BU) if own.log_q_BU is None else own.log_q_BU
     return torch.cat([log_q_BN, log_q_BU.to(log_q_N.dtype)], dim=1)
+
+
+def negative_rows(score_BN: Tensor, excluded_BN: Tensor, own: OwnScores | None) -> tuple[Tensor, Tensor]:
+    """Return scores of the row direction, (B, N + U), and where there is no negative, the diagonal included."""
+    barred_BN = excluded_BN.clone()
+    barred_BN.diagonal().fill_(True)
+    return row_negatives(score_BN, barred_BN, own)
+
+
+def negative_columns(score_BN: Tensor, excluded_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scores of the document → query direction, a row for each of B documents, and what is barred."""
+    rows = len(score_BN)
+    return negative_rows(score_BN[:, :rows].T, excluded_BN[:, :rows].T, None)
+
+
+def in_both_directions(
+    loss_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+    score_BN: Tensor,
+    excluded_BN: Tensor,
+    own: OwnScores | None,
+    weight_B: Tensor | None,
+    column_weight: float,
+) -> Tensor:
+    """Average a loss over the rows and over the first B columns.
+
+    Args:
+        loss_of: Takes positives (B,), scores (B, X) and what is barred of them (B, X); returns losses (B,).
+        score_BN: Similarities, already wide enough.
+        excluded_BN: The mask; its diagonal is False.
+        own: Negatives of one query each; they enter its row.
+        weight_B: Weight of each pair, in both directions.
+        column_weight: Weight of the columns against 1 for the rows; 0 leaves them out.
+    """
+    positive_B = score_BN.diagonal()
+    rows = weighted_mean(loss_of(positive_B, *negative_rows(score_BN, excluded_BN, own)), weight_B)
+    if column_weight == 0:
+        return rows
+    columns = weighted_mean(loss_of(positive_B, *negative_columns(score_BN, excluded_BN)), weight_B)
+    return (rows + column_weight * columns) / (1 + column_weight)
+
+
+def mean_where(value_BX: Tensor, kept_BX: Tensor) -> Tensor:
+    """Average each row over what is kept; 0, without a gradient, where nothing is."""
+    return value_BX.masked_fill(~kept_BX, 0).sum(1) / kept_BX.sum(1).clamp(min=1)
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """Refuse a fixed temperature that is not positive; a learned one is clamped where it is learned.
+
+    Raises:
+        ValueError: If it is a number and not above 0.
+    """
+    if isinstance(temperature, float | int) and not temperature > 0:
+        raise ValueError(f"temperature must be > 0; it is {temperature}")
 
 
 def check(score_BN: Tensor, excluded_BN: Tensor) -> None:
