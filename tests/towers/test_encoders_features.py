@@ -250,3 +250,14 @@ def test_an_empty_vocabulary_knows_nothing():
 def test_lists_hold_strings_whatever_the_column_held():
     column = pd.Series([["a", None], "b", None, math.nan, 3.0, np.array([1, 2]), True, ()], dtype=object)
     assert lists_of(column) == [["a"], ["b"], [], [], ["3"], ["1", "2"], ["True"], []]
+
+
+def test_without_the_straight_path_the_network_alone_makes_the_vector(tmp_path):
+    tower = document_tower(text={"width": 8}, straight=False, dropout=0).eval()
+    assert not [name for name, _ in tower.named_parameters() if name.startswith("straight")]
+    features = tower.prepare(DOCUMENTS)
+    tower.save(tmp_path)
+    assert torch.equal(FeatureEncoder.load(tmp_path)(features), tower(features))
+    with torch.no_grad():
+        tower.projector.weight.zero_()
+    assert not tower(features).any()

@@ -9,8 +9,8 @@ popularity numbers, or a constant ─ linear ───────────�
 ```
 
 The straight path starts as the identity on text, so that two towers that share their text table begin as
-a bag-of-words matcher instead of at random. The last coordinate multiplies the query's constant with a
-linear function of the document's popularity, under dot product and cosine alike.
+a bag-of-words matcher instead of at random; `straight: false` leaves it out. The last coordinate multiplies
+the query's constant with a linear function of the document's popularity, under dot product and cosine alike.
 
 Legend: N rows, D dimension.
 """
@@ -87,11 +87,13 @@ class FeatureEncoder(Encoder):
         free = dimension - (1 if config.popularity or config.constant else 0)
         self.mlp = residual_mlp(width, config.hidden, config.dropout)
         self.projector = nn.Linear((width, *config.hidden)[-1], free)
-        std = _PROJECTOR_STD_BESIDE_TEXT if texts else _PROJECTOR_STD
+        std = _PROJECTOR_STD_BESIDE_TEXT if texts and config.straight else _PROJECTOR_STD
         nn.init.normal_(self.projector.weight, std=std)
         nn.init.zeros_(self.projector.bias)
-        self.straight = nn.Linear(width, free, bias=False)
-        _start_as_identity(self.straight.weight, texts, self._text_width)
+        self.straight: nn.Linear | None = None
+        if config.straight:
+            self.straight = nn.Linear(width, free, bias=False)
+            _start_as_identity(self.straight.weight, texts, self._text_width)
         self._popularity: NumbersBlock | None = None
         if config.popularity:
             self._popularity = NumbersBlock("popularity", fitted.scaled("popularity", config.popularity))
@@ -115,7 +117,9 @@ class FeatureEncoder(Encoder):
         """Return (N, D) vectors."""
         tables = dict(self.tables.items())
         x = torch.cat([block.embed(features, tables) for block in self._blocks], dim=1)
-        vectors: Tensor = self.projector(self.mlp(x)) + self.straight(x)
+        vectors: Tensor = self.projector(self.mlp(x))
+        if self.straight is not None:
+            vectors = vectors + self.straight(x)
         if self._popularity is not None:
             logits = _POPULARITY_GAIN * self.popularity(self._popularity.embed(features, tables))
             last = self.temperature * logits

@@ -57,6 +57,9 @@ class FeatureTowerConfig(RowInputs):
         False,
         description="One learned number that weighs the documents' popularity in the score (queries).",
     )
+    straight: bool = Field(
+        True, description="A linear path beside the network, by which text starts as a bag of words."
+    )
     hidden: tuple[int, ...] = Field(
         (128,), description="Sizes of the hidden layers; none makes a linear tower."
     )
