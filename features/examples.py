@@ -21,6 +21,7 @@ from features.example_log import Log, count_examples
 from features.heldout import held_out
 from features.histories import clicks_before, latest
 from features.popularity import document_statistics
+from features.propensity import PositionBias, estimate_position_bias, weigh_by_propensity
 from features.splits import (
     HELD_OUT,
     PARTS,
@@ -50,8 +51,17 @@ class ExamplesConfig(Config):
     minimum_history: int = Field(
         0, ge=0, description="Shorter histories give neither train rows nor evaluation queries (0 keeps all)."
     )
-    weight: Literal["click", "list"] = Field(
-        "click", description="What weighs 1 in training: each click, or each list (shared by its clicks)."
+    weight: Literal["click", "list", "inverse_propensity"] = Field(
+        "click",
+        description="What weighs 1 in training: each click, each list (shared by its clicks), or the average "
+        "click, where one at a place that is rarely looked at weighs more (features.propensity).",
+    )
+    propensity_floor: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Places looked at less than this share of the best place's looks weigh as if at this "
+        "share (inverse_propensity); lower corrects more bias and adds variance.",
     )
     ctr_prior_strength: float = Field(
         20.0, gt=0, description="Impressions at the mean click-through rate that every document starts with."
@@ -103,7 +113,9 @@ def build_examples(lake: Path, target: Path, config: ExamplesConfig) -> Artifact
             log = _read_log(connection, impressions, documents, config)
             _check_size(log, documents)
             keyed = _with_histories(connection, log, config)
-            _write_train(connection, log, keyed, staging, config)
+            bias = _write_train(connection, log, keyed, staging, config)
+            if bias is not None:
+                content["position_bias"] = bias.describe()
             train = connection.read_parquet(staging / "train.parquet")
             check_no_leakage(train, log.lists, config.split)
             _write_documents(connection, log, documents, train, staging, config)
@@ -206,23 +218,29 @@ def _with_histories(connection: BaseBackend, log: Log, config: ExamplesConfig) -
 
 def _write_train(
     connection: BaseBackend, log: Log, keyed: ir.Table, staging: Path, config: ExamplesConfig
-) -> None:
+) -> PositionBias | None:
+    """Write the train rows and the known positives; return the position bias where weights correct it."""
     known = log.known.select("query_key", "doc_id")
     rows = log.positives.inner_join(keyed.filter(keyed.part == "train"), "list")
     rows = rows.left_join(skipped_documents(log.shown, log.lists, known), "list")
-    clicks = (
-        rows.count().over(ibis.window(group_by=rows.list)) if config.weight == "list" else ibis.literal(1)
-    )
+    bias, clicks = None, ibis.literal(1)
+    if config.weight == "list":
+        clicks = rows.count().over(ibis.window(group_by=rows.list))
     rows = rows.mutate(
         positive_doc_id=rows.doc_id,
         unclicked_doc_ids=ibis.coalesce(rows.unclicked_doc_ids, ibis.literal([], type="array<string>")),
         weight=1.0 / clicks,
     )
+    if config.weight == "inverse_propensity":
+        train = log.lists.filter(log.lists.part == "train").select("list", "query_key")
+        bias = estimate_position_bias(connection, log.shown.inner_join(train, "list"))
+        rows = weigh_by_propensity(rows, bias, config.propensity_floor)
     order = ["timestamp", "impression_id", "positive_doc_id"]
     write_parquet(connection, rows, staging / "train.parquet", TRAIN, order)
     write_parquet(
         connection, known, staging / "known_positives.parquet", KNOWN_POSITIVES, ["query_key", "doc_id"]
     )
+    return bias
 
 
 def _write_documents(
