@@ -7,18 +7,26 @@ from pydantic import Field
 from towers.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from towers.losses.hinge import Hinge, HingeConfig
 from towers.losses.matrix import OwnScores
+from towers.losses.nce import NoiseContrastive, NoiseContrastiveConfig
 from towers.losses.objective import Loss
+from towers.losses.pair import Pair, PairConfig
+from towers.losses.sigmoid import Sigmoid, SigmoidConfig
+from towers.losses.single import SingleLossConfig, build_single
+from towers.losses.supervised_contrastive import SupervisedContrastive, SupervisedContrastiveConfig
+from towers.losses.triplet import Triplet, TripletConfig
+from towers.losses.weighted_sum import WeightedSum, WeightedSumConfig
 
-LossConfig = Annotated[CrossEntropyConfig | HingeConfig, Field(discriminator="kind")]
+LossConfig = Annotated[SingleLossConfig | WeightedSumConfig, Field(discriminator="kind")]
 
 
-def build_loss(config: LossConfig) -> Loss:
-    """Return the objective that a configuration describes."""
-    match config:
-        case CrossEntropyConfig():
-            return CrossEntropy(config)
-        case HingeConfig():
-            return Hinge(config)
+def build_loss(config: LossConfig, progress: float = 0.0) -> Loss:
+    """Return the objective that a configuration describes.
+
+    Args:
+        config: Any objective.
+        progress: Share of the stage's steps that are done, 0 to 1; only a weighted sum changes with it.
+    """
+    return WeightedSum(config, progress) if isinstance(config, WeightedSumConfig) else build_single(config)
 
 
 __all__ = [
@@ -28,6 +36,19 @@ __all__ = [
     "HingeConfig",
     "Loss",
     "LossConfig",
+    "NoiseContrastive",
+    "NoiseContrastiveConfig",
     "OwnScores",
+    "Pair",
+    "PairConfig",
+    "Sigmoid",
+    "SigmoidConfig",
+    "SingleLossConfig",
+    "SupervisedContrastive",
+    "SupervisedContrastiveConfig",
+    "Triplet",
+    "TripletConfig",
+    "WeightedSum",
+    "WeightedSumConfig",
     "build_loss",
 ]

@@ -50,7 +50,7 @@ def row_log_q(log_q_N: Tensor, rows: int, own: OwnScores | None) -> Tensor:
 
 
 def negative_rows(score_BN: Tensor, excluded_BN: Tensor, own: OwnScores | None) -> tuple[Tensor, Tensor]:
-    """Return scores of the row direction, (B, N + U), and where there is no negative, the diagonal included."""
+    """Return scores of the row direction, (B, N + U), and what is no negative: excluded, or the diagonal."""
     barred_BN = excluded_BN.clone()
     barred_BN.diagonal().fill_(True)
     return row_negatives(score_BN, barred_BN, own)
@@ -103,7 +103,7 @@ def check_temperature(temperature: float | Tensor) -> None:
         raise ValueError(f"temperature must be > 0; it is {temperature}")
 
 
-def check(score_BN: Tensor, excluded_BN: Tensor) -> None:
+def check(score_BN: Tensor, mask_BN: Tensor, name: str = "excluded_BN") -> None:
     """Refuse matrices that cannot be what the loss expects.
 
     Raises:
@@ -111,10 +111,10 @@ def check(score_BN: Tensor, excluded_BN: Tensor) -> None:
     """
     if score_BN.dim() != 2 or score_BN.shape[1] < score_BN.shape[0] or score_BN.shape[0] == 0:
         raise ValueError(f"score_BN must be B x N with N >= B >= 1; its shape is {tuple(score_BN.shape)}")
-    if excluded_BN.shape != score_BN.shape or excluded_BN.dtype != torch.bool:
+    if mask_BN.shape != score_BN.shape or mask_BN.dtype != torch.bool:
         raise ValueError(
-            f"excluded_BN must be bool of shape {tuple(score_BN.shape)}; "
-            f"it is {excluded_BN.dtype} of shape {tuple(excluded_BN.shape)}"
+            f"{name} must be bool of shape {tuple(score_BN.shape)}; "
+            f"it is {mask_BN.dtype} of shape {tuple(mask_BN.shape)}"
         )
 
 
