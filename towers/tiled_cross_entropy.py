@@ -14,7 +14,7 @@ from towers.exclusions import Exclusions
 from towers.log_sums import Matrix, log_sums
 from towers.losses import CrossEntropyConfig, OwnScores
 from towers.losses.matrix import weighted_mean, widened
-from towers.tiles import TilingConfig, check_tiled
+from towers.tiles import TilingConfig, check_tiled, positive_temperature
 
 
 def tiled_cross_entropy(
@@ -51,9 +51,7 @@ def tiled_cross_entropy(
     """
     check_tiled(query_BD, document_ND, exclusions)
     query_BD, document_ND = widened(query_BD), widened(document_ND)
-    temperature = torch.as_tensor(temperature, dtype=query_BD.dtype, device=query_BD.device)
-    if temperature.item() <= 0:
-        raise ValueError(f"temperature must be > 0; it is {temperature.item()}")
+    temperature = positive_temperature(temperature, query_BD)
     if log_q_N is None or not config.log_q:
         log_q_N = query_BD.new_zeros(len(document_ND))
     log_q_N = log_q_N.to(query_BD.dtype)

@@ -21,7 +21,7 @@ from towers.exclusions import Exclusions
 class TilingConfig(Config):
     """How large a tile is and what its products are computed in."""
 
-    rows: int = Field(512, ge=1, description="Queries of a tile. 512 x 2048 floats stay in a core's cache.")
+    rows: int = Field(1024, ge=1, description="Queries of a tile. 1024 x 2048 floats take 8 MiB.")
     columns: int = Field(2048, ge=1, description="Documents of a tile.")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -152,6 +152,18 @@ def check_tiled(query_BD: Tensor, document_ND: Tensor, exclusions: Exclusions) -
             f"N >= B >= 1 and exclusions of B x N are needed; B is {rows}, N is {columns}, "
             f"the exclusions are {len(exclusions)} x {exclusions.width}"
         )
+
+
+def positive_temperature(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """Return it as a scalar of the type and place of `like`.
+
+    Raises:
+        ValueError: If it is not positive.
+    """
+    scalar = torch.as_tensor(temperature, dtype=like.dtype, device=like.device)
+    if not scalar.item() > 0:
+        raise ValueError(f"temperature must be > 0; it is {scalar.item()}")
+    return scalar
 
 
 def _blocks(length: int, size: int) -> list[slice]:

@@ -1,0 +1,176 @@
+"""Hardest-negative hinge with memory linear in B.
+
+The score matrix is visited once, for the largest score of each row and column. Where that stands is looked up
+in the one tile that holds it, and the gradient touches nothing else.
+
+Shapes: B queries, N documents, N ≥ B, D embedding; column i < B is the positive of row i; U documents of each
+query's own; X rows or columns, Y what they are compared with.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from features.errors import ConfigError
+from towers.exclusions import Exclusions
+from towers.losses import HingeConfig, OwnScores
+from towers.losses.matrix import weighted_mean, widened
+from towers.tiles import Tiles, TilingConfig, check_tiled, products_in
+
+
+def tiled_hinge(
+    config: HingeConfig,
+    query_BD: Tensor,
+    document_ND: Tensor,
+    exclusions: Exclusions,
+    *,
+    weight_B: Tensor | None = None,
+    own: OwnScores | None = None,
+    tiling: TilingConfig | None = None,
+) -> Tensor:
+    """Compute what `towers.losses.Hinge` with the hardest negative computes of `query_BD @ document_ND.T`.
+
+    Of several equally hard columns (or rows) one takes the whole gradient, where the plain loss shares it.
+    Embeddings that are equal for being of one input pass the same on to it either way.
+
+    Args:
+        config: Margin and weight of the column direction.
+        query_BD: Floating; computed in float32 or wider.
+        document_ND: Like `query_BD`.
+        exclusions: Pairs that may not be negatives, in either direction.
+        weight_B: Weight of each row's pair, > 0.
+        own: Negatives of one query each; they enter its row.
+        tiling: Size and precision of the tiles.
+
+    Returns:
+        Scalar, in units of the score.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+        ConfigError: If other negatives than the hardest are wanted, or the processor lacks the precision.
+    """
+    require_hardest(config)
+    check_tiled(query_BD, document_ND, exclusions)
+    query_BD, document_ND = widened(query_BD), widened(document_ND)
+    positive_B, row_B, column_B = _Hardest.apply(  # type: ignore[no-untyped-call]
+        query_BD, document_ND, exclusions, tiling or TilingConfig()
+    )
+    if own is not None:
+        own_BU = own.score_BU.to(row_B.dtype).masked_fill(own.excluded_BU, -torch.inf)
+        row_B = torch.cat([row_B[:, None], own_BU], dim=1).amax(1)
+    loss = weighted_mean((config.margin - positive_B + row_B).clamp(min=0), weight_B)
+    if config.column_weight == 0:
+        return loss
+    columns = weighted_mean((config.margin - positive_B + column_B).clamp(min=0), weight_B)
+    return (loss + config.column_weight * columns) / (1 + config.column_weight)
+
+
+def require_hardest(config: HingeConfig) -> None:
+    """Refuse a hinge whose negatives a running maximum does not find.
+
+    Raises:
+        ConfigError: If it is over other negatives than the hardest.
+    """
+    if config.negative != "hardest":
+        raise ConfigError(
+            f"the hinge over {config.negative!r} negatives has no tiled form; set negative to 'hardest', or "
+            "train it with the plain loss in batches whose score matrix fits into memory"
+        )
+
+
+class _Hardest(torch.autograd.Function):
+    """Scores of the positives, and the largest of each row's and each column's (j < B) allowed negatives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_BD: Tensor, document_ND: Tensor, exclusions: Exclusions, tiling: TilingConfig
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = len(query_BD)
+        tiles = Tiles(query_BD, document_ND, exclusions, tiling)
+        with products_in(tiling.precision, query_BD.device):
+            row, column = _maxima(tiles)
+            pairs = exclusions.pairs()
+            row_place_B = row.places(query_BD, document_ND, pairs)
+            column_place_B = column.first(rows).places(document_ND[:rows], query_BD, pairs[::-1])
+        ctx.save_for_backward(query_BD, document_ND, row_place_B, column_place_B)
+        positive_B = torch.linalg.vecdot(query_BD, document_ND[:rows])
+        return positive_B, row.maximum, column.first(rows).maximum
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, positive_B: Tensor, row_B: Tensor, column_B: Tensor) -> tuple[Tensor | None, ...]:
+        query_BD, document_ND, row_place_B, column_place_B = ctx.saved_tensors
+        rows = torch.arange(len(query_BD), device=query_BD.device)
+        query_gradient, document_gradient = torch.zeros_like(query_BD), torch.zeros_like(document_ND)
+        terms = ((rows, rows, positive_B), (rows, row_place_B, row_B), (column_place_B, rows, column_B))
+        for query_X, document_X, gradient_X in terms:
+            for part in torch.split(gradient_X.nonzero().view(-1), _PART):
+                query_x, document_x, weight_x1 = query_X[part], document_X[part], gradient_X[part, None]
+                query_gradient.index_add_(0, query_x, document_ND[document_x] * weight_x1)
+                document_gradient.index_add_(0, document_x, query_BD[query_x] * weight_x1)
+        return query_gradient, document_gradient, None, None
+
+
+_PART = 2048  # vectors gathered at once
+
+
+class _Maxima:
+    """The largest score of each of X rows (or columns), and which block of columns (or rows) holds it."""
+
+    def __init__(self, maximum: Tensor, block: Tensor, blocks: list[slice]) -> None:
+        self.maximum, self._block, self._blocks = maximum, block, blocks
+
+    @classmethod
+    def nothing(cls, length: int, blocks: list[slice], like: Tensor) -> "_Maxima":
+        """Return -∞ for each."""
+        return cls(like.new_full((length,), -torch.inf), torch.zeros_like(like[:length, 0]).long(), blocks)
+
+    def first(self, length: int) -> "_Maxima":
+        """Return those of the first rows (or columns)."""
+        return _Maxima(self.maximum[:length], self._block[:length], self._blocks)
+
+    def add(self, here: slice, maximum_x: Tensor, block: int) -> None:
+        """Take the maxima of a tile."""
+        self._block[here].masked_fill_(maximum_x > self.maximum[here], block)
+        torch.maximum(self.maximum[here], maximum_x, out=self.maximum[here])
+
+    def places(self, left_XD: Tensor, right_YD: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """Return in which column (or row) each maximum stands, from the products of its block alone.
+
+        Args:
+            left_XD: Embeddings whose maxima these are.
+            right_YD: The other embeddings.
+            pairs: (P,) excluded places in X and in Y.
+        """
+        place_X = torch.zeros_like(self._block)
+        for x, columns in self._members():
+            score_xC = left_XD[x] @ right_YD[columns].T
+            number_X = place_X.new_full((len(place_X),), -1)
+            number_X[x] = torch.arange(len(x), device=x.device)
+            for row, column in (pairs, (x, x)):
+                kept = (row < len(place_X)) & (column >= columns.start) & (column < columns.stop)
+                row, column = row[kept], column[kept]
+                mine = number_X[row] >= 0
+                score_xC[number_X[row[mine]], column[mine] - columns.start] = -torch.inf
+            place_X[x] = score_xC.max(1).indices + columns.start
+        return place_X
+
+    def _members(self) -> Iterator[tuple[Tensor, slice]]:
+        """Yield a few rows (or columns) and the block that holds their maxima."""
+        for number, columns in enumerate(self._blocks):
+            for x in torch.split((self._block == number).nonzero().view(-1), _PART // 2):
+                yield x, columns
+
+
+def _maxima(tiles: Tiles) -> tuple[_Maxima, _Maxima]:
+    """Return those of the B rows and of the N columns."""
+    row = _Maxima.nothing(len(tiles.query), tiles.column_blocks(), tiles.query)
+    column = _Maxima.nothing(len(tiles.document), tiles.row_blocks(), tiles.document)
+    for row_number, rows in enumerate(tiles.row_blocks()):
+        for column_number, tile in enumerate(tiles.of(rows, tiles.query[rows])):
+            score_RC = tile.exclude(-torch.inf)
+            row.add(rows, score_RC.amax(1), column_number)
+            column.add(tile.columns, score_RC.amax(0), row_number)
+    return row, column
