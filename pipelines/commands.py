@@ -21,6 +21,8 @@ from pipelines.workspace import Workspace, stage_key
 if TYPE_CHECKING:  # it imports torch and faiss, which not every command needs
     from pipelines.config import RunConfig
 
+_WHY_NOTHING = {"bm25": "; no document shares a word with the query"}
+
 
 def serve_store(store: Path, config: Path | None, changes: Mapping[str, Any]) -> None:
     """Serve a store until interrupted.
@@ -59,7 +61,7 @@ def search_store(
     from serving.retriever import Hit, Retriever
     from serving.store import Store
 
-    retriever = Retriever(load(Store(store).bundle_path(chosen)))
+    retriever = Retriever(load(Store(store).bundle(chosen).path))
     answers = {
         "towers": retriever.answer(text, history, k),
         "bm25": retriever.bm25(text, history, k),
@@ -75,7 +77,9 @@ def search_store(
         lines = [
             [str(hit["rank"]), f"{hit['score']:.4f}", hit["doc_id"], hit["title"]] for hit in document[name]
         ]
-        print_table(OUTPUT.console, name, ["rank", "score", "doc_id", "title"], lines)
+        header = ["rank", "score", "doc_id", "title"]
+        found = name if lines else f"{name}: nothing found{_WHY_NOTHING.get(name, '')}"
+        print_table(OUTPUT.console, found, header, lines, left=("doc_id", "title"))
     document["unknown"] = answers["towers"].unknown
     return document
 
@@ -85,6 +89,7 @@ def compare_runs(a: str, b: str, store: Path | None, page: Path | None) -> dict[
 
     Raises:
         ArtifactError: If one is not found, or they share no metric.
+        ConfigError: If the page cannot be written.
     """
     first = read_evaluation(find_evaluation(a, store), a)
     second = read_evaluation(find_evaluation(b, store), b)
@@ -106,10 +111,12 @@ def compare_runs(a: str, b: str, store: Path | None, page: Path | None) -> dict[
             (f"A = {a}", *results_grid(first.rows, "all")),
             (f"B = {b}", *results_grid(second.rows, "all")),
         ]
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(
-            html_page("Comparison of two runs", [f"A = {a}", f"B = {b}", note], tables), encoding="utf-8"
-        )
+        text = html_page("Comparison of two runs", [f"A = {a}", f"B = {b}", note], tables)
+        try:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--html {page} cannot be written: {error.strerror}; name a new file") from None
     return {"a": a, "b": b, "paired_queries": is_paired, "comparison": rows}
 
 

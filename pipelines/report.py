@@ -1,14 +1,22 @@
 """Evaluations as tables: on a terminal, as plain text, as Markdown, as one HTML file."""
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 Row = Mapping[str, Any]
 """One entry of an evaluation list: system, slice, metric, value, low, high, n."""
+
+_GAP = 3
+"""Characters between two columns of a table on a terminal."""
+
+_SHORTENED = 20
+"""A text of a table is shortened to no less than so many characters to fit a terminal."""
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bottom:1px solid #ccc;
@@ -69,28 +77,79 @@ def print_results(console: Console, rows: Sequence[Row], metric: str | None = No
         print_table(console, f"{chosen} by slice", header, lines)
 
 
-def print_table(console: Console, title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """Print a table: ruled on a terminal, aligned plain columns elsewhere."""
-    if console.is_terminal:
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for position, name in enumerate(header):
-            table.add_column(name, justify="left" if position == 0 else "right", no_wrap=True)
-        for line in lines:
-            table.add_row(*line, style="bold" if line[0] == "towers" else "")
-        console.print(table)
-    else:
+def print_table(
+    console: Console,
+    title: str,
+    header: Sequence[str],
+    lines: Iterable[Sequence[str]],
+    *,
+    left: Collection[str] = (),
+) -> None:
+    """Print a table: ruled and not wider than a terminal, aligned plain columns elsewhere.
+
+    The first column and those named in `left` are aligned to the left, the others to the right.
+    """
+    left = {header[0], *left}
+    rows = [list(line) for line in lines]
+    if not console.is_terminal:
         console.out(title, highlight=False)
-        console.out(plain(header, lines), highlight=False)
+        console.out(plain(header, rows, left), highlight=False)
+        return
+    for columns in _that_fit(_widths(header, rows), console.width, header, left):
+        table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+        )
+        for column, width in columns.items():
+            justify: JustifyMethod = "left" if header[column] in left else "right"
+            table.add_column(header[column], justify=justify, no_wrap=True, width=width)
+        for row in rows:
+            table.add_row(*(row[column] for column in columns), style="bold" if row[0] == "towers" else "")
+        console.print(table)
+        console.line()
+        title = ""
 
 
-def plain(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return columns aligned with spaces, the first to the left and the others to the right."""
+def _widths(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(cell_len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+
+
+def _that_fit(
+    widths: Sequence[int], room: int, header: Sequence[str], left: Collection[str]
+) -> list[dict[int, int]]:
+    """Divide columns among as many tables as the terminal's width needs; each begins with the first column.
+
+    Returns:
+        For each table, the widths of its columns, by their places in the header.
+    """
+    tables: list[dict[int, int]] = [{0: widths[0]}]
+    for column in range(1, len(widths)):
+        width = min(widths[column], _SHORTENED) if header[column] in left else widths[column]
+        if len(tables[-1]) > 1 and _total(tables[-1]) + _GAP + width > room:
+            tables.append({0: widths[0]})
+        tables[-1][column] = width
+    for table in tables:
+        for column in reversed(table):  # what is over goes to the texts, the last one first
+            table[column] = min(widths[column], table[column] + max(0, room - _total(table)))
+    return tables
+
+
+def _total(table: Mapping[int, int]) -> int:
+    return sum(table.values()) + _GAP * (len(table) - 1)
+
+
+def plain(header: Sequence[str], lines: Iterable[Sequence[str]], left: Collection[str]) -> str:
+    """Return columns aligned with spaces, those named in `left` to the left, the others to the right."""
     table = [list(header), *(list(line) for line in lines)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
+    widths = _widths(header, table[1:])
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if name in left else cell.rjust(width)
+            for name, cell, width in zip(header, line, widths, strict=True)
         ).rstrip()
         for line in table
     )

@@ -8,6 +8,7 @@ from pipelines.report import (
     comparison_grid,
     html_page,
     print_results,
+    print_table,
     results_grid,
     results_markdown,
     slices_grid,
@@ -70,6 +71,32 @@ def test_results_are_printed_on_a_terminal_and_elsewhere(terminal):
     assert "0.500 [0.400, 0.600]" in text.getvalue()
     assert "nDCG@10 by slice" in text.getvalue()
     assert ("\x1b[" in text.getvalue()) is terminal
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_no_number_or_name_is_cut_off_on_a_narrow_terminal(width):
+    metrics = ["nDCG@10", "R@10", "R@100", "RR@10", "Success@10", "ListAUC"]
+    rows = [row(name, "all", metric, 0.5) for name in ("towers", "popularity") for metric in metrics]
+    text = io.StringIO()
+    print_results(Console(file=text, force_terminal=True, width=width, color_system=None), rows)
+    lines = text.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert text.getvalue().count("0.500 [0.400, 0.600]") == 12
+    assert "…" not in text.getvalue()
+    tables = sum(line.split()[:1] == ["system"] for line in lines)
+    assert sum(line.split()[:1] == ["popularity"] for line in lines) == tables
+
+
+def test_texts_stand_to_the_left_and_are_shortened_to_fit():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=60, color_system=None)
+    print_table(console, "hits", ["rank", "score", "title"], [["1", "0.5", "long " * 30]], left=["title"])
+    (line,) = (line for line in text.getvalue().splitlines() if "long" in line)
+    assert line.split()[:3] == ["1", "0.5", "long"]
+    assert line.rstrip().endswith("…")
+    plain = io.StringIO()
+    print_table(Console(file=plain), "hits", ["rank", "title"], [["1", "a"], ["2", "bcd"]], left=["title"])
+    assert plain.getvalue().splitlines() == ["hits", "rank  title", "1     a", "2     bcd"]
 
 
 def test_the_html_page_escapes_and_loads_nothing():
