@@ -8,7 +8,7 @@ import typer
 
 from features.errors import ArtifactError, ConfigError
 from pipelines.output import EXIT_CODES, OUTPUT, RefusedError, reported
-from pipelines.workspace import STAGES
+from pipelines.workspace import STAGES, Workspace
 
 _CODES = " · ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 
@@ -193,7 +193,12 @@ def search(
 @app.command()
 @reported
 def compare(
-    a: Annotated[str, typer.Argument(metavar="RUN", help="Evaluation or bundle folder, or an id.")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Folder of an evaluation, a bundle or a store (its champion), or an id."
+        ),
+    ],
     b: Annotated[str, typer.Argument(metavar="RUN", help="The one to compare with it.")],
     store: Annotated[
         Path | None,
@@ -287,7 +292,12 @@ def _flow(config: Path, overrides: list[str] | None, refresh: list[str] | None, 
         raise ConfigError(f"--refresh {unknown[0]}: not a stage; stages are {', '.join(STAGES)}")
     from pipelines.config import load_config
 
-    load_config(config, overrides or ()).source.files()  # mistakes are told before Prefect starts
+    resolved = load_config(config, overrides or ())  # mistakes are told before Prefect starts
+    resolved.source.files()
+    if resolved.qrels is not None and STAGES.index(until) >= STAGES.index("evaluate"):
+        from pipelines.judged import prepared_qrels
+
+        prepared_qrels(Workspace(resolved.store), resolved.qrels)  # and before a long training
     from pipelines.flows import twotower_run
 
     summary: dict[str, Any] = twotower_run(str(config), list(overrides or ()), until, list(refresh or ()))
@@ -312,6 +322,11 @@ def _show_run(summary: dict[str, Any]) -> None:
     say(f"{summary['store']} {verb} bundle {decision['bundle']}: {decision['reason']}", highlight=False)
     if decision["promoted"]:
         say(f"next: twotower serve {summary['store']}", highlight=False)
+    else:
+        say(
+            "next: more clicks or other settings; `twotower promote CONFIG --force` serves it anyway",
+            highlight=False,
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -324,7 +339,8 @@ def main(arguments: list[str] | None = None) -> None:
         describe = getattr(error, "format_message", None)  # only usage errors have it
         if describe is None:
             raise
-        OUTPUT.error(f"{describe()} (`twotower --help` lists the commands)")
+        if message := describe():  # none where the help was shown already
+            OUTPUT.error(f"{message} (`twotower --help` lists the commands)")
         code = 2
     sys.exit(code or 0)
 

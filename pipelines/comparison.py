@@ -136,14 +136,16 @@ def find_evaluation(name: str, store: Path | None) -> Path:
     """Return the evaluation that a user means.
 
     Args:
-        name: The path of an evaluation or bundle directory; or, with a store, a bundle id, the id of an
-            MLflow run of the pipeline, or `champion`.
+        name: The path of an evaluation or bundle directory, or of a store for its champion; or, with a
+            store, a bundle id, the id of an MLflow run of the pipeline, or `champion`.
         store: The store to look in.
 
     Raises:
         ArtifactError: If nothing is found.
     """
     path = Path(name)
+    if (path / "champion.json").is_file():
+        return evaluation_of_bundle(Workspace(path), champion_id(path))
     if path.is_dir():
         artifact = Artifact.read(path)
         if artifact.kind == "evaluation":

@@ -97,6 +97,13 @@ def test_a_mistake_is_one_line_on_stderr_and_a_documented_code(tmp_path, argumen
     assert not any(tmp_path.iterdir())
 
 
+def test_without_a_command_there_is_help_and_no_error(tmp_path):
+    done = twotower(cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Usage: " in done.stdout + done.stderr
+    assert "twotower:" not in done.stderr
+
+
 def test_debug_shows_the_traceback_above_the_line(tmp_path):
     done = twotower("run", "absent.yaml", "--debug", cwd=tmp_path)
     assert "Traceback" in done.stderr
