@@ -1,6 +1,8 @@
 """Every refusal of the HTTP API in one JSON shape, the cap on request bodies, and headers for the page."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -9,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.retriever import QueryError, UnknownDocumentError
+from serving.wire import SearchRequest
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,7 @@ _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
+_EXAMPLE = '{"text": "red running shoes", "k": 10}'
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -50,9 +54,7 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part)[:60] for part in first["loc"][1:]) or str(first["loc"][0])
-        return error_response(422, "invalid_request", f"{place}: {first['msg']}")
+        return error_response(422, "invalid_request", _mistake(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -63,6 +65,18 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
     async def defect(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return error_response(500, "internal", "this is a defect of the server; its log has the details")
+
+
+def _mistake(first: Mapping[str, Any]) -> str:
+    """Say what is wrong with a request, and what to send instead."""
+    place = ".".join(str(part)[:60] for part in first["loc"][1:])
+    if first["type"] == "json_invalid":
+        return "the body is not JSON; send an object such as " + _EXAMPLE
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 2:
+        return f"{place}: unknown field; allowed: {', '.join(SearchRequest.model_fields)}"
+    if not place:
+        return f"the body is no JSON object; send such as {_EXAMPLE} with 'content-type: application/json'"
+    return f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
 class BodyCap:

@@ -137,6 +137,19 @@ def test_an_unknown_route_method_and_content_type_are_refused_in_the_one_shape(c
         refusal(response)
 
 
+@pytest.mark.parametrize(
+    ("body", "kind", "hint"),
+    [
+        ('{"query": "a"}', "application/json", "query: unknown field; allowed: text, history, k"),
+        ("{text: a}", "application/json", 'the body is not JSON; send an object such as {"text"'),
+        ('{"text": "a"}', "application/x-www-form-urlencoded", "with 'content-type: application/json'"),
+        ("[]", "application/json", "the body is no JSON object"),
+    ],
+)
+def test_a_wrong_body_is_told_what_to_send(client, body, kind, hint):
+    assert hint in refusal(client.post("/v1/search", content=body, headers={"content-type": kind}))["message"]
+
+
 def test_a_body_without_a_declared_length_is_capped_too(client):
     def chunks():
         for _ in range(200):
