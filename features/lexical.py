@@ -1,5 +1,6 @@
 """BM25 over the documents' words: the baseline that towers must beat, and the other column of the page."""
 
+import logging
 from collections.abc import Sequence
 from typing import Self
 
@@ -8,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.text import words
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it makes itself talk while it is imported
 
 K1 = 1.2
 """Saturation of a word's count in a document; Lucene's default."""
