@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.artifact import Artifact, publish
+from features.errors import ArtifactError, ConfigError
 from features.shop import files
 from features.shop.catalogue import build_catalogue
 from features.shop.clicks import ATTRACTION
@@ -52,7 +53,11 @@ def simulate(target: Path, config: SimulateConfig) -> Artifact:
     Args:
         target: The directory to create, an artifact of kind `simulation`.
         config: Size, habits and seed.
+
+    Raises:
+        ConfigError: If the target is there already and is anything but a simulated shop, whole and alone.
     """
+    _refuse_to_replace(target)
     rng = np.random.default_rng(config.seed)
     shop = _draw_shop(config, rng)
     searches = draw_searches(shop.texts, config, rng)
@@ -74,6 +79,22 @@ def simulate(target: Path, config: SimulateConfig) -> Artifact:
         content["qrels"] = files.write_qrels(directory / "qrels.parquet", shop, judged)
         files.write_query_truth(directory / "truth" / "queries.parquet", shop, searches, judged)
     return Artifact.read(target, "simulation")
+
+
+def _refuse_to_replace(target: Path) -> None:
+    """Keep what a user has in a folder; an earlier simulation alone makes room for the next."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        earlier = {"manifest.json", *Artifact.read(target, "simulation").manifest["files"]}
+        foreign = {p.relative_to(target).as_posix() for p in target.rglob("*") if not p.is_dir()} - earlier
+    except (ArtifactError, OSError):
+        foreign = {target.name}
+    if foreign:
+        raise ConfigError(
+            f"{target} is there already and holds something else ({min(foreign)}), which would be deleted; "
+            "name a folder that does not exist"
+        )
 
 
 def _draw_shop(config: SimulateConfig, rng: np.random.Generator) -> Shop:
