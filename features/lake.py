@@ -29,9 +29,15 @@ from features.lake_checks import (
 )
 from features.lake_files import write_documents, write_impressions, write_quarantine
 from features.readers import ColumnarSource, MetarankSource, RawTables, TablesSource, UbiSource, digests, read
-from features.tables import DOCUMENTS, IMPRESSIONS, QUARANTINE
+from features.tables import DOCUMENTS, IMPRESSIONS, QUARANTINE, Refusal
 
 Source = ColumnarSource | MetarankSource | TablesSource | UbiSource
+
+_ADVICE: dict[str, str] = {
+    Refusal.UNKNOWN_DOCUMENT: "its ids are not those of the catalogue: check what is mapped to doc_id",
+    Refusal.UNREADABLE_TIMESTAMP: "write times as ISO 8601 or as an epoch: check what is mapped to it",
+    Refusal.FUTURE_TIMESTAMP: "check the timestamps, or set ingest.now or ingest.max_future",
+}
 
 
 class IngestConfig(Config):
@@ -127,8 +133,8 @@ def _write(
         content["ignored"] = dict(raw.ignored)
 
     written = write_quarantine(connection, ibis.union(*refusals), staging / "quarantine")
-    for table, reasons in written.items():
-        content[table]["quarantined"] = reasons
+    for table in ("documents", "impressions"):  # without a catalogue, nothing that was shown is known
+        content[table]["quarantined"] = written[table]
         check_account(content[table], table)
     content["impressions"] |= describe(impressions)
     counts["repaired_text"] = write_documents(
@@ -176,6 +182,6 @@ def check_account(counts: dict[str, Any], table: str) -> None:
         raise SchemaError(f"{what} is empty: no {table}; check `path` and what is mapped in the source")
     if counts["accepted"] == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["quarantined"].items())
-        raise SchemaError(
-            f"{what}: none of {counts['input']} rows was accepted ({reasons}); check what is mapped"
-        )
+        first = max(counts["quarantined"], key=lambda reason: counts["quarantined"][reason])
+        advice = _ADVICE.get(first, "check what is mapped in the source")
+        raise SchemaError(f"{what}: none of {counts['input']} rows was accepted ({reasons}); {advice}")

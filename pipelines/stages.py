@@ -297,7 +297,8 @@ def _counts(name: str, table: Mapping[str, Any]) -> str:
     refused = sum(table["quarantined"].values())
     parts = [f"{table['accepted']:,} {name}"]
     parts += [f"{table['duplicates']:,} duplicate"] if table["duplicates"] else []
-    parts += [f"{refused:,} in quarantine"] if refused else []
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in table["quarantined"].items())
+    parts += [f"{refused:,} in quarantine ({reasons})"] if refused else []
     return ", ".join(parts)
 
 

@@ -61,7 +61,9 @@ def find_files(patterns: Sequence[Path]) -> list[Path]:
         matches = [str(pattern)] if pattern.is_file() else glob.glob(str(pattern), recursive=True)  # noqa: PTH207
         files = sorted(Path(match) for match in matches if Path(match).is_file())
         if not files:
-            raise SchemaError(f"{pattern} does not exist or names no file; correct `path` in the source")
+            if pattern.is_dir():
+                raise SchemaError(f"{pattern} is a folder; name its files, such as {pattern / '*.parquet'}")
+            raise SchemaError(f"{pattern} does not exist or names no file; correct the path")
         found.update(dict.fromkeys(files))
     return list(found)
 

@@ -95,8 +95,11 @@ class Relation:
         self.columns: list[str] = list(dict.fromkeys(c for opened in self._opened for c in opened.columns))
         """Every column that some file has, in order of appearance."""
         if not self.columns:
+            refused = connection.raw_sql(f"SELECT count(*) FROM {name}_refused").fetchone()[0]
             raise SchemaError(
-                f"{files[0].name} is empty: no row that can be read; check `path` in the source"
+                f"{files[0].name}: none of {refused} lines is an object of JSON; write one object a line"
+                if refused
+                else f"{files[0].name} is empty: no row that can be read; check `path` in the source"
             )
 
     def load(self, wanted: Mapping[str, Wanted]) -> None:
@@ -162,7 +165,8 @@ def _select(file: SourceFile, opened: _Opened, wanted: Mapping[str, Wanted]) -> 
         missing = [source for source in column.columns if source not in available]
         if missing and column.required:
             has = ", ".join(opened.columns) or "none"
-            raise SchemaError(f"{file.name} has no column {missing[0]!r} (for {name}); its columns: {has}")
+            what = f" (for {name})" if name != missing[0] else ""
+            raise SchemaError(f"{file.name} has no column {missing[0]!r}{what}; map {name} to one of: {has}")
         values = [opened.value(c, used, column.read_as) for c in column.columns if c in available]
         joined = (
             f"nullif(concat_ws(chr(10), {', '.join(values)}), '')" if len(values) > 1 else "".join(values)
