@@ -146,7 +146,10 @@ def absolute_paths(value: Any, base: Path) -> Any:
 def explain(error: ValidationError, located: Located, model: type[BaseModel]) -> list[str]:
     """Return one line for each mistake: where it is, what it is, what is allowed."""
     lines = []
-    for item in error.errors(include_url=False):
+    mistakes = error.errors(include_url=False)
+    for item in mistakes:
+        if item["type"] == "too_short" and any(_is_inside(other["loc"], item["loc"]) for other in mistakes):
+            continue  # pydantic counts the elements that are wrong as missing
         key = _written_key(item["loc"], located.data)
         name = ".".join(str(part) for part in key) or "the configuration"
         if item["type"] == "extra_forbidden":
@@ -161,6 +164,10 @@ def explain(error: ValidationError, located: Located, model: type[BaseModel]) ->
             message = f"{name}: {text[:1].lower()}{text[1:]}{got}"
         lines.append(f"{located.place(key)}: {message}")
     return list(dict.fromkeys(lines))
+
+
+def _is_inside(loc: Sequence[str | int], outer: Sequence[str | int]) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
 
 
 def _written_key(loc: Sequence[str | int], data: Any) -> Key:

@@ -11,6 +11,8 @@ import yaml
 
 from features.errors import ConfigError
 
+_MOST_VALUES = 100_000  # aliases of aliases can write billions of values in a few lines
+
 Key = tuple[str | int, ...]
 """Where a value stands in the document: mapping keys and list indices from the root down."""
 
@@ -51,8 +53,12 @@ def read_located_yaml(path: Path) -> Located:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; give the path of a YAML configuration") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; give the path of a YAML configuration") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text; give the path of a YAML configuration") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     return parse_located_yaml(text, str(path))
 
 
@@ -68,13 +74,21 @@ def parse_located_yaml(text: str, name: str) -> Located:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+        advice = "; indent with spaces, not with tabs" if r"'\t'" in problem else ""
+        raise ConfigError(f"{where}: not valid YAML: {problem}{advice}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deeply for a configuration") from None
     return located
 
 
 def _build(loader: _Loader, node: yaml.Node, key: Key, located: Located, above: frozenset[int]) -> Any:
     if id(node) in above:
         raise ConfigError(f"{located.place(key)}: an alias contains itself")
+    if len(located.places) > _MOST_VALUES:
+        raise ConfigError(
+            f"{located.name}: more than {_MOST_VALUES:,} values, its aliases written out; "
+            "a configuration is smaller: remove the aliases"
+        )
     inside = above | {id(node)}
     located.places.setdefault(key, f"{located.name}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
@@ -119,7 +133,7 @@ def override(located: Located, assignment: str) -> None:
     name, equals, text = assignment.partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"{place}: expected key=value, such as --set train.seed=1")
+        raise ConfigError(f"{place}: expected key=value, such as --set seed=1")
     value = parse_located_yaml(text, place).data if text.strip() else None
     here: Any = located.data
     key: Key = ()

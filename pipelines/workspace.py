@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from features.artifact import SCHEMA_VERSION, Artifact, digest_of, sha256_of_file, write_json
-from features.errors import ArtifactError, SchemaError, TwotowerError
+from features.errors import ArtifactError, ConfigError, SchemaError, TwotowerError
 
 STAGES = ("ingest", "examples", "train", "evaluate", "export", "promote")
 _FOLDERS = {"ingest": "lake", "examples": "examples", "train": "checkpoints", "evaluate": "evaluations"}
@@ -49,6 +49,19 @@ class Workspace:
 
     def __init__(self, store: Path) -> None:
         self.store = store
+
+    def create(self) -> None:
+        """Create the store's folder unless it is there.
+
+        Raises:
+            ConfigError: If there can be no folder of this name.
+        """
+        try:
+            self.store.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"store {self.store} cannot be a folder: {error.strerror}; give another `store`"
+            ) from None
 
     def target(self, stage: str, key: str) -> Path:
         """Return the directory of a stage's artifact."""
@@ -99,7 +112,9 @@ class Workspace:
 
         Raises:
             SchemaError: If a file is absent or unreadable.
+            ConfigError: If the store cannot be a folder.
         """
+        self.create()
         cache_path = self.store / "input-digests.json"
         try:
             cache: dict[str, Any] = json.loads(cache_path.read_text(encoding="utf-8"))
@@ -121,7 +136,6 @@ class Workspace:
                 ) from None
             cache[str(file)] = {"stamp": stamp, "sha256": digest}
             digests[str(file)] = digest
-        self.store.mkdir(parents=True, exist_ok=True)
         write_json(cache_path, cache)
         return digests
 
@@ -131,8 +145,9 @@ class Workspace:
 
         Raises:
             StoreInUseError: If another process holds it.
+            ConfigError: If the store cannot be a folder.
         """
-        self.store.mkdir(parents=True, exist_ok=True)
+        self.create()
         with (self.store / ".lock").open("a+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -60,7 +60,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(ConfigError, match=r"x\.yaml cannot be read as UTF-8"):
+    with pytest.raises(ConfigError, match=r"x\.yaml is not UTF-8 text"):
         read_located_yaml(tmp_path / "x.yaml")
 
 
