@@ -34,7 +34,8 @@ def prepared_qrels(workspace: Workspace, config: QrelsConfig) -> Path:
     Raises:
         SchemaError: If the judgements cannot be read.
     """
-    path = workspace.store / "qrels" / f"{qrels_key(workspace, config)}.parquet"
+    source = config.path.name.partition(".")[0]  # so that an error names what the user knows
+    path = workspace.store / "qrels" / f"{source}-{qrels_key(workspace, config)}.parquet"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -72,8 +72,13 @@ class Store:
         Raises:
             BundleError: If it is not in the store or not whole.
         """
+        path = self.bundle_path(bundle_id)
+        if not path.exists():
+            raise BundleError(
+                f"{self.root} has no bundle {bundle_id}; the folders in {self.bundles} are its bundles"
+            )
         try:
-            return Artifact.read(self.bundle_path(bundle_id), "bundle")
+            return Artifact.read(path, "bundle")
         except BundleError:
             raise
         except ArtifactError as error:
@@ -116,6 +121,10 @@ class Store:
                 self.bundle_path(entry.bundle_id)
         except FileNotFoundError:
             return []
+        except NotADirectoryError:
+            raise ArtifactError(
+                f"{self.root} is no folder; give the `store` of a configuration that was run"
+            ) from None
         except (ValueError, KeyError, TypeError, BundleError) as error:
             raise ArtifactError(
                 f"{self.pointer} is damaged ({type(error).__name__}: {error}); "

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from features.errors import SchemaError
 from features.text import normalise
 from towers.data import Lists, document_index, locate_lists, query_frame
-from towers.metrics import EvaluationError, Floats, Integers, Judgements
+from towers.metrics import Floats, Integers, Judgements, NothingRelevantError
 
 QRELS_COLUMNS = ("query_id", "query_text", "doc_id", "relevance")
 
@@ -84,7 +84,7 @@ def read_test(examples: Path) -> EvaluationSet:
 
     Raises:
         SchemaError: If the tables do not fit each other.
-        EvaluationError: If no query has a relevant document.
+        NothingRelevantError: If no query has a relevant document.
     """
     documents = pd.read_parquet(examples / "documents.parquet")
     index = document_index(documents)
@@ -122,7 +122,7 @@ def read_qrels(examples: Path, qrels: Path) -> EvaluationSet:
 
     Raises:
         SchemaError: If the file lacks a column, holds a null, or gives a query two texts.
-        EvaluationError: If no query has a relevant document in the catalogue.
+        NothingRelevantError: If no query has a relevant document in the catalogue.
     """
     documents = pd.read_parquet(examples / "documents.parquet")
     judged = _read_judged(qrels)
@@ -221,7 +221,7 @@ def _evaluable(read: EvaluationSet, where: str) -> EvaluationSet:
         **read.counts,
     }
     if not len(rows):
-        raise EvaluationError(
+        raise NothingRelevantError(
             f"{where}: none of {len(read.queries)} queries has a relevant document to rank; "
             "hold out more of the log, or judge documents of this catalogue"
         )

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import TwotowerError
+from features.errors import SchemaError, TwotowerError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -33,6 +33,10 @@ _NAME = re.compile(r"(?P<kind>[A-Za-z]+)(?:\(rel=(?P<rel>\d{1,9})\))?@(?P<cutoff
 
 class EvaluationError(TwotowerError):
     """A system cannot be evaluated, or its numbers would mean nothing."""
+
+
+class NothingRelevantError(EvaluationError, SchemaError):
+    """No query of the data has a relevant document, so there is nothing to measure."""
 
 
 @dataclass(frozen=True)

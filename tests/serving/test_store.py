@@ -90,7 +90,7 @@ def test_only_bundle_ids_name_bundles(tmp_path, bundle_id):
 
 def test_a_bundle_that_is_not_there_or_not_whole_cannot_be_promoted(tmp_path):
     store, one = Store(tmp_path), add_bundle(tmp_path, "one")
-    with pytest.raises(BundleError, match="not a finished artifact"):
+    with pytest.raises(BundleError, match="has no bundle"):
         store.set_champion("0" * 16, "no")
     (store.bundles / one / "file").unlink()
     with pytest.raises(BundleError, match="lacks its file"):
