@@ -113,7 +113,8 @@ def write(arguments: argparse.Namespace, evaluations: dict[str, list[Path]]) -> 
         combined = combine_evaluations(paths)
         tables[variant] = combined["evaluation"]
         if variant == reference:
-            paired += combined["paired"]
+            name_of = reference if len(evaluations) > 1 else "towers"
+            paired += [row | {"a": name_of} for row in combined["paired"]]
     for variant in others:
         labels = (reference, variant)
         paired += compare_evaluations(evaluations[reference], evaluations[variant], labels=labels)
