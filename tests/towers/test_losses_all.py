@@ -14,6 +14,7 @@ HALF = {"weight_from": 0.5, "weight_to": 0.5}
 CONFIGS: dict[str, dict[str, Any]] = {
     "cross_entropy": {"kind": "cross_entropy"},
     "cross_entropy, rows only": {"kind": "cross_entropy", "column_weight": 0, "correct_positive": True},
+    "cross_entropy, debiased": {"kind": "cross_entropy", "false_negative_prior": 0.05},
     "hinge, hardest": {"kind": "hinge"},
     "hinge, semi-hard": {"kind": "hinge", "negative": "semi_hard", "margin": 0.4},
     "hinge, top k": {"kind": "hinge", "negative": "top_k_mean", "k": 3, "column_weight": 0.5},

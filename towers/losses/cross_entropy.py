@@ -9,8 +9,10 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from features.config import Config
+from towers.losses.debias import debiased_negatives
 from towers.losses.matrix import (
     OwnScores,
     check,
@@ -41,7 +43,14 @@ class CrossEntropyConfig(Config):
     list_weight: float = Field(
         0.0,
         ge=0,
-        description="Weight of a softmax of the positive against the unclicked documents alone; 0 is off.",
+        description="Weight of a softmax of the positive against its own documents alone; 0 is off.",
+    )
+    false_negative_prior: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the negatives that are in truth positives, for the debiased correction under "
+        "cosine similarity; 0 is off.",
     )
 
 
@@ -53,9 +62,12 @@ class CrossEntropy(nn.Module):
     - row i: `-p_i + log(exp(p_i) + Σ_j exp(l'_ij))` over the allowed j ≠ i, where `p_i` is `l_ii`, or `l'_ii`
       when `correct_positive`;
     - column j < B: `-l_jj + log Σ_i exp(l_ij)` over the allowed i and i = j;
-    - list i: `-l_ii + log(exp(l_ii) + Σ_u exp(l_iu))` over its allowed documents u past the positives,
-      without log Q, since what was shown beside the positive is no sample of the catalogue. It learns what is
-      clicked once shown, where the rows learn what is clicked at all.
+    - list i: `-l_ii + log(exp(l_ii) + Σ_u exp(l_iu))` over the allowed ones u of its own
+      documents, without log Q, since what was shown beside the positive is no sample of the catalogue. It
+      learns what is clicked once shown, where the rows learn what is clicked at all.
+
+    With a `false_negative_prior` the sums over negatives of rows and columns are replaced by the estimates of
+    `towers.losses.debias`. The list keeps its sum, since its documents were looked at and skipped.
 
     The result is the mean of the three, weighted by 1, `column_weight` and `list_weight`; each is a weighted
     mean over B.
@@ -98,21 +110,50 @@ class CrossEntropy(nn.Module):
         """
         check(score_BN, excluded_BN)
         check_temperature(temperature)
-        rows = score_BN.shape[0]
+        rows, width = score_BN.shape
         score_BX, excluded_BX = row_negatives(widened(score_BN), excluded_BN, own)
         logit_BX = score_BX / temperature
-        row_BX = logit_BX - self._subtracted(excluded_BX, log_q_N, own, logit_BX.dtype)
-        # log_softmax is one fused pass each way; logsumexp makes several matrices of the same size
-        total = weighted_mean(-row_BX.log_softmax(1).diagonal(), weight_B)
+        subtracted_BX = self._subtracted(excluded_BX, log_q_N, own, logit_BX.dtype)
+        total = weighted_mean(self._of_rows(logit_BX, subtracted_BX, temperature), weight_B)
         if self.config.column_weight > 0:
-            column_BB = logit_BX[:, :rows].masked_fill(excluded_BN[:, :rows], -torch.inf)
-            columns = weighted_mean(-column_BB.log_softmax(0).diagonal(), weight_B)
-            total = total + self.config.column_weight * columns
+            columns_B = self._of_columns(logit_BX[:, :rows], excluded_BN[:, :rows], temperature)
+            total = total + self.config.column_weight * weighted_mean(columns_B, weight_B)
         if self.config.list_weight > 0:
-            own_BU = logit_BX[:, rows:].masked_fill(excluded_BX[:, rows:], -torch.inf)
+            own_BU = logit_BX[:, width:].masked_fill(excluded_BX[:, width:], -torch.inf)
             shown_BU = torch.cat([logit_BX.diagonal()[:, None], own_BU], dim=1)
             total = total + self.config.list_weight * weighted_mean(-shown_BU.log_softmax(1)[:, 0], weight_B)
         return total / (1 + self.config.column_weight + self.config.list_weight)
+
+    def _of_rows(self, logit_BX: Tensor, subtracted_BX: Tensor, temperature: float | Tensor) -> Tensor:
+        """Return the loss of each row, whose logits lose what is subtracted."""
+        row_BX = logit_BX - subtracted_BX
+        if self.config.false_negative_prior > 0:
+            return self._debiased(logit_BX.diagonal(), row_BX, -subtracted_BX, temperature)
+        # log_softmax is one fused pass each way; logsumexp makes several matrices of the same size
+        return -row_BX.log_softmax(1).diagonal()
+
+    def _of_columns(self, logit_BB: Tensor, excluded_BB: Tensor, temperature: float | Tensor) -> Tensor:
+        """Return the loss of each column."""
+        column_BB = logit_BB.masked_fill(excluded_BB, -torch.inf)
+        if self.config.false_negative_prior > 0:
+            log_count_BB = torch.zeros_like(logit_BB).masked_fill(excluded_BB, -torch.inf)
+            return self._debiased(logit_BB.diagonal(), column_BB.T, log_count_BB.T, temperature)
+        return -column_BB.log_softmax(0).diagonal()
+
+    def _debiased(
+        self, positive_B: Tensor, logit_BX: Tensor, log_count_BX: Tensor, temperature: float | Tensor
+    ) -> Tensor:
+        """Return the loss of each row with the debiased sum over its negatives."""
+        diagonal_BX = torch.zeros_like(logit_BX, dtype=torch.bool)
+        diagonal_BX.diagonal().fill_(True)
+        log_negatives_B = debiased_negatives(
+            positive_B,
+            logit_BX.masked_fill(diagonal_BX, -torch.inf),
+            log_count_BX.masked_fill(diagonal_BX, -torch.inf),
+            self.config.false_negative_prior,
+            temperature,
+        )
+        return softplus(log_negatives_B - logit_BX.diagonal())
 
     def _subtracted(
         self, excluded_BX: Tensor, log_q_N: Tensor | None, own: OwnScores | None, dtype: torch.dtype
