@@ -3,10 +3,12 @@
 A batch is a pure function of (seed, stage, step): nothing here keeps a random state, so the data position in
 a checkpoint is two integers.
 
-Shapes: E examples, B queries, N documents, N ≥ B; U distinct queries, V distinct documents of a batch.
+Shapes: E examples, B queries, N documents, N ≥ B, U documents of each query's own; Q distinct queries,
+V distinct documents of a batch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,44 +19,130 @@ from torch import Tensor
 from features.errors import ConfigError
 from towers.batch import Features, Ragged
 from towers.data import Ints, Lists, TrainingData
-from towers.negatives import Scope, excluded_pairs, log_expected_columns
+from towers.exclusions import Exclusions
+from towers.negatives import Scope, Source, excluded_own, excluded_pairs, log_expected_columns
 
 Anything = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's input.
+    """One training step's input; its memory is linear in B.
 
     Attributes:
-        query_rows: (U,) distinct rows of the prepared queries to encode.
+        query_rows: (Q,) distinct rows of the prepared queries to encode.
         query_place: (B,) where in them each row's query is.
         document_rows: (V,) distinct rows of the prepared documents to encode.
-        document_place: (N,) where in them each column's document is.
-        excluded: (B, N) pairs that may not be negatives.
+        document_place: (N,) where in them each column's document is; the first B are the positives.
+        excluded: The pairs of row and column that may not be negatives.
         log_q: (N,) log of the expected number of columns of each document.
+        source: (N,) `Source` of each column.
         weight: (B,) weight of each row.
+        own_place: (B, U) where in the distinct documents each row's own negatives are; U may be 0.
+        own_excluded: (B, U) True where there is none, or it may not be a negative.
+        own_log_q: (B, U) log Q of the own documents.
+        own_source: (B, U) `Source` of the own documents.
     """
 
     query_rows: Tensor
     query_place: Tensor
     document_rows: Tensor
     document_place: Tensor
-    excluded: Tensor
+    excluded: Exclusions
     log_q: Tensor
+    source: Tensor
     weight: Tensor
+    own_place: Tensor
+    own_excluded: Tensor
+    own_log_q: Tensor
+    own_source: Tensor
+
+    def __len__(self) -> int:
+        return len(self.query_place)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on another device; the rows to encode stay where the prepared inputs are."""
-        return Batch(
-            self.query_rows,
-            self.query_place.to(device),
-            self.document_rows,
-            self.document_place.to(device),
-            self.excluded.to(device),
-            self.log_q.to(device),
-            self.weight.to(device),
-        )
+        moved = {
+            part.name: getattr(self, part.name).to(device)
+            for part in fields(self)
+            if part.name not in ("query_rows", "document_rows")
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Negatives that one source draws for a batch.
+
+    Attributes:
+        source: Which.
+        document: (M,) rows in the catalogue.
+        owner: (M,) the row of the batch that alone sees each, ascending; `None`: all rows see all.
+    """
+
+    source: Source
+    document: Ints
+    owner: Ints | None
+
+
+def collate(data: TrainingData, rows: Ints, draws: Sequence[Draw]) -> Batch:
+    """Lay out the batch of some examples and the negatives drawn for them.
+
+    Args:
+        data: Where the examples are.
+        rows: (B,) which of them.
+        draws: What was drawn; documents without an owner become columns, the others each row's own.
+    """
+    shared = [draw for draw in draws if draw.owner is None]
+    columns = [data.document[rows], *(draw.document for draw in shared)]
+    document_N = np.concatenate(columns)
+    codes = [Source.IN_BATCH, *(draw.source for draw in shared)]
+    source_N = np.repeat(np.array(codes, dtype=np.int64), [len(column) for column in columns])
+    own_BU, own_source_BU, missing_BU = _own_documents(data.document[rows], draws)
+    unclicked = (source_N == Source.UNCLICKED).sum() + (
+        (own_source_BU == Source.UNCLICKED) & ~missing_BU
+    ).sum() / len(rows)
+    query_rows, query_place = np.unique(data.query[rows], return_inverse=True)
+    document_rows, place = np.unique(np.concatenate([document_N, own_BU.ravel()]), return_inverse=True)
+    key_B, catalogue = data.query_key[rows], data.catalogue
+    barred_BU = excluded_own(key_B, document_N[: len(rows)], own_BU, catalogue)
+    return Batch(
+        query_rows=torch.from_numpy(query_rows),
+        query_place=torch.from_numpy(query_place),
+        document_rows=torch.from_numpy(document_rows),
+        document_place=torch.from_numpy(place[: len(document_N)]),
+        excluded=excluded_pairs(key_B, document_N, catalogue),
+        log_q=torch.from_numpy(log_expected_columns(document_N, len(rows), unclicked, catalogue)),
+        source=torch.from_numpy(source_N),
+        weight=torch.from_numpy(data.weight[rows]),
+        own_place=torch.from_numpy(place[len(document_N) :].reshape(own_BU.shape)),
+        own_excluded=torch.from_numpy(missing_BU | barred_BU),
+        own_log_q=torch.from_numpy(log_expected_columns(own_BU, len(rows), unclicked, catalogue)),
+        own_source=torch.from_numpy(own_source_BU),
+    )
+
+
+def _own_documents(positive_B: Ints, draws: Sequence[Draw]) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Lay each row's own documents side by side.
+
+    Returns:
+        (B, U) rows in the catalogue, the positive's where a list is shorter than the longest; (B, U) sources;
+        and (B, U) True where there is no document.
+    """
+    nothing = np.empty(0, dtype=np.int64)
+    owned = [(draw.owner, draw) for draw in draws if draw.owner is not None]
+    owner = np.concatenate([nothing, *(owner for owner, _ in owned)])
+    document = np.concatenate([nothing, *(draw.document for _, draw in owned)])
+    source = np.concatenate([nothing, *(np.full(len(draw.document), draw.source) for _, draw in owned)])
+    order = np.argsort(owner, kind="stable")
+    lengths = np.bincount(owner, minlength=len(positive_B))
+    place = np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner[order]]
+    shape = (len(positive_B), int(lengths.max(initial=0)))
+    document_BU, source_BU = np.tile(positive_B[:, None], shape[1]), np.zeros(shape, dtype=np.int64)
+    missing_BU = np.ones(shape, dtype=bool)
+    at = (owner[order], place)
+    document_BU[at], source_BU[at], missing_BU[at] = document[order], source[order], False
+    return document_BU, source_BU, missing_BU
 
 
 class Batches:
@@ -77,8 +165,8 @@ class Batches:
         Args:
             data: Training rows; `query` refers to the rows that will be encoded.
             batch_size: B.
-            unclicked_per_query: At most so many unclicked documents of each row become columns.
-            scope: Who sees an unclicked column.
+            unclicked_per_query: At most so many unclicked documents of each row become negatives.
+            scope: Who sees an unclicked document: own documents of a row, or columns.
             seed: Non-negative numbers that name this stage of this training.
 
         Raises:
@@ -103,22 +191,8 @@ class Batches:
         rows = self._order(epoch)[position * self._batch_size : (position + 1) * self._batch_size]
         random = np.random.default_rng([*self._seed, epoch, 1 + position])
         unclicked, owner = sample_lists(self._data.unclicked, rows, self._unclicked, random)
-        document_N = np.concatenate([self._data.document[rows], unclicked])
-        query_rows, query_place = np.unique(self._data.query[rows], return_inverse=True)
-        document_rows, document_place = np.unique(document_N, return_inverse=True)
-        excluded = excluded_pairs(
-            self._data.query_key[rows], document_N, owner, self._data.catalogue, self._scope
-        )
-        log_q = log_expected_columns(document_N, len(rows), self._scope, self._data.catalogue)
-        return Batch(
-            query_rows=torch.from_numpy(query_rows),
-            query_place=torch.from_numpy(query_place),
-            document_rows=torch.from_numpy(document_rows),
-            document_place=torch.from_numpy(document_place),
-            excluded=torch.from_numpy(excluded),
-            log_q=torch.from_numpy(log_q),
-            weight=torch.from_numpy(self._data.weight[rows]),
-        )
+        draw = Draw(Source.UNCLICKED, unclicked, owner if self._scope == "own" else None)
+        return collate(self._data, rows, [draw])
 
     def _shuffled(self, epoch: int) -> Ints:
         return np.random.default_rng([*self._seed, epoch]).permutation(len(self._data))

@@ -1,90 +1,143 @@
 """What may be a negative, and how often a document is drawn as one.
 
-Shapes: B queries, N documents, N ≥ B; column i < B is the positive of row i, columns ≥ B are unclicked
-documents; D documents of the catalogue.
+Shapes: B queries, N documents, N ≥ B; column i < B is the positive of row i, columns ≥ B are documents that
+the whole batch sees; U documents of each query's own; D documents of the catalogue; K distinct query keys.
 """
 
+from enum import IntEnum
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from towers.data import Catalogue, Ints
+from towers.data import Catalogue, Ints, Lists
+from towers.exclusions import Exclusions
 
 Scope = Literal["own", "batch"]
-"""Who sees an unclicked column: the query whose list it was in, or every query of the batch."""
+"""Who sees a drawn document: the query for which it was drawn, or every query of the batch."""
 
 
-def excluded_pairs(
-    query_key_B: Ints, document_N: Ints, owner: Ints, catalogue: Catalogue, scope: Scope
-) -> NDArray[np.bool_]:
-    """Mark the pairs that may not be negatives: the one mask, for rows and columns alike.
+class Source(IntEnum):
+    """Where a negative comes from."""
+
+    IN_BATCH = 0
+    UNCLICKED = 1
+    UNIFORM = 2
+    MINED = 3
+    QUEUE = 4
+
+
+def excluded_pairs(query_key_B: Ints, document_N: Ints, catalogue: Catalogue) -> Exclusions:
+    """List the pairs that may not be negatives: the one mask, for rows and columns alike.
 
     A pair (i, j) is excluded when document j has the content of row i's positive (which includes the same
-    id), when its content is known to have been clicked for row i's query key, when column j < B stands for
-    an equal query key, or when j is another row's unclicked document and the scope is `own`.
+    id), when its content is known to have been clicked for row i's query key, or when column j < B stands for
+    an equal query key. The lists are joined, by sorting, once for each distinct query key.
 
     Args:
         query_key_B: Code of each row's query key.
         document_N: Row in the catalogue of each column's document; the first B are the positives.
-        owner: (N - B,) the row whose list held each unclicked column.
         catalogue: Contents and known positives.
-        scope: Who sees an unclicked column.
 
     Returns:
-        (B, N) bool; the diagonal is False.
+        The pairs, without the diagonal.
     """
-    rows = len(query_key_B)
+    rows, width = len(query_key_B), len(document_N)
     content_N = catalogue.content[document_N]
-    keys_U, place_B = np.unique(query_key_B, return_inverse=True)
-    excluded_BN: NDArray[np.bool_] = _known_columns(keys_U, content_N, catalogue)[place_B]
-    excluded_BN |= content_N[:rows, None] == content_N[None, :]
-    excluded_BN[:, :rows] |= place_B[:, None] == place_B[None, :]
-    if scope == "own":
-        excluded_BN[:, rows:] |= owner[None, :] != np.arange(rows)[:, None]
-    np.fill_diagonal(excluded_BN, False)
-    return excluded_BN
+    keys_K, place_B = np.unique(query_key_B, return_inverse=True)
+    content, key = catalogue.known.take(keys_K)
+    pair, column = _columns_with(content, content_N)
+    known = _distinct_lists(
+        np.concatenate([key[pair], place_B]), np.concatenate([column, np.arange(rows)]), len(keys_K), width
+    )
+    columns, row = known.take(place_B)
+    unknown = np.flatnonzero(~is_known(query_key_B, content_N[:rows], catalogue))
+    if len(unknown):
+        pair, column = _columns_with(content_N[unknown], content_N)
+        columns, row = np.concatenate([columns, column]), np.concatenate([row, unknown[pair]])
+        return Exclusions.from_pairs(torch.from_numpy(row), torch.from_numpy(columns), rows, width)
+    off_diagonal = columns != row
+    lengths = known.offsets[place_B + 1] - known.offsets[place_B] - 1  # every row lists itself once
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Exclusions(torch.from_numpy(offsets), torch.from_numpy(columns[off_diagonal]), width)
 
 
-def _known_columns(keys_U: Ints, content_N: Ints, catalogue: Catalogue) -> NDArray[np.bool_]:
-    """Return (U, N): whether the content of each column was clicked for each of the distinct query keys."""
-    known_UN = np.zeros((len(keys_U), len(content_N)), dtype=bool)
-    content, key = catalogue.known.take(keys_U)
+def excluded_own(
+    query_key_B: Ints, document_B: Ints, own_BU: Ints, catalogue: Catalogue
+) -> NDArray[np.bool_]:
+    """Mark which of each query's own documents may not be its negatives, by the same rules.
+
+    Args:
+        query_key_B: Code of each row's query key.
+        document_B: Row in the catalogue of each row's positive.
+        own_BU: Rows in the catalogue of each row's own documents.
+        catalogue: Contents and known positives.
+
+    Returns:
+        (B, U) bool.
+    """
+    content_BU = catalogue.content[own_BU]
+    key_BU = np.repeat(query_key_B, own_BU.shape[1])
+    known_BU = is_known(key_BU, content_BU.ravel(), catalogue).reshape(own_BU.shape)
+    same_BU: NDArray[np.bool_] = content_BU == catalogue.content[document_B][:, None]
+    return known_BU | same_BU
+
+
+def is_known(query_key: Ints, content: Ints, catalogue: Catalogue) -> NDArray[np.bool_]:
+    """Tell of pairs of a query key and a content whether the one was clicked for the other."""
+    keys_K, place = np.unique(query_key, return_inverse=True)
+    clicked, key = catalogue.known.take(keys_K)
+    span = 1 + max(int(clicked.max(initial=0)), int(content.max(initial=0)))
+    codes, wanted = key * span + clicked, place * span + content  # codes ascend: keys do, contents within
+    found = np.minimum(np.searchsorted(codes, wanted), max(len(codes) - 1, 0))
+    if len(codes) == 0:
+        return np.zeros(len(wanted), dtype=bool)
+    matches: NDArray[np.bool_] = codes[found] == wanted
+    return matches
+
+
+def _columns_with(content: Ints, content_N: Ints) -> tuple[Ints, Ints]:
+    """Join contents with the columns that have them: places in `content`, and columns."""
     order = np.argsort(content_N, kind="stable")
     ordered = content_N[order]
     first, end = np.searchsorted(ordered, content, "left"), np.searchsorted(ordered, content, "right")
     hits = end - first
     pair = np.repeat(np.arange(len(content)), hits)
     within = np.arange(len(pair)) - (np.cumsum(hits) - hits)[pair]
-    known_UN[key[pair], order[first[pair] + within]] = True
-    return known_UN
+    return pair, order[first[pair] + within]
+
+
+def _distinct_lists(key: Ints, column: Ints, keys: int, width: int) -> Lists:
+    """Group columns by key, ascending and each once."""
+    code = np.unique(key * width + column)
+    offsets = np.searchsorted(code, np.arange(keys + 1) * width).astype(np.int64)
+    return Lists(code % width, offsets)
 
 
 def log_expected_columns(
-    document_N: Ints, rows: int, scope: Scope, catalogue: Catalogue
+    document: Ints, rows: int, unclicked: float, catalogue: Catalogue
 ) -> NDArray[np.float32]:
     """Return log Q of each column: of the number of columns its document takes in an average batch.
 
     A row sees B in-batch columns, drawn as training positives are (share p), and M unclicked ones, drawn as
     unclicked documents are (share u). A document is thus expected `Q_j = B p_j + M u_j` times, from whichever
     source the column at hand came (the balance heuristic of multiple importance sampling), where M is all
-    N - B unclicked columns under scope `batch` and (N - B) / B under scope `own`. Dividing each column's
-    exponential by Q makes the sum over columns an estimate of the sum over the catalogue. An expected number
-    differs from a probability by a constant, which matters only beside an uncorrected positive, where the
-    number is the right one.
+    unclicked columns under scope `batch` and the mean number of a row's own under scope `own`. Dividing each
+    column's exponential by Q makes the sum over columns an estimate of the sum over the catalogue. An
+    expected number differs from a probability by a constant, which matters only beside an uncorrected
+    positive, where the number is the right one.
 
     p has a floor of half a training example, so that Q of a document that was never clicked is not 0.
 
     Args:
-        document_N: Row in the catalogue of each column's document.
+        document: Rows in the catalogue of the columns' documents, in any shape.
         rows: B.
-        scope: Who sees an unclicked column.
+        unclicked: M.
         catalogue: Shares of positives and of unclicked documents.
 
     Returns:
-        (N,) natural logarithms.
+        Natural logarithms, in the shape of `document`.
     """
-    unclicked = len(document_N) - rows
-    seen = unclicked if scope == "batch" else unclicked / rows
-    expected = rows * catalogue.positive_share[document_N] + seen * catalogue.unclicked_share[document_N]
+    expected = rows * catalogue.positive_share[document] + unclicked * catalogue.unclicked_share[document]
     return np.log(expected).astype(np.float32)

@@ -10,8 +10,9 @@ import torch
 from features.artifact import publish
 from features.errors import ConfigError, SchemaError
 from towers.batch import Features, Ragged
-from towers.collate import Batch, Batches, distinct_rows, sample_lists
+from towers.collate import Batch, Batches, Draw, collate, distinct_rows, sample_lists
 from towers.data import Lists, TrainingData, read_training_data
+from towers.negatives import Source
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,10 @@ def data(coloured_things: Path) -> TrainingData:
 
 
 def equal(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(getattr(one, part.name), getattr(other, part.name)) for part in fields(Batch))
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else torch.equal(a.dense(), b.dense())
+        for a, b in ((getattr(one, part.name), getattr(other, part.name)) for part in fields(Batch))
+    )
 
 
 def test_examples_are_read_as_codes(data: TrainingData, coloured_things: Path) -> None:
@@ -75,16 +79,49 @@ def test_no_training_rows_is_a_clear_error(coloured_things: Path, tmp_path: Path
 
 def test_a_batch_points_at_its_positives_and_their_unclicked_documents(data: TrainingData) -> None:
     batch = Batches(data, 16, 1, "own", (0,)).batch(0)
-    documents = batch.document_rows[batch.document_place].numpy()
-    assert len(np.unique(batch.document_rows)) == len(batch.document_rows) < len(documents) == 32
-    things = data.documents["doc_id"].str.split("-").str[1].to_numpy()[documents]
-    allowed = ~batch.excluded.numpy()
-    for row in range(16):
-        (column,) = np.flatnonzero(allowed[row, 16:]) + 16
-        assert things[column] == things[row]  # the fixture shows other colours of the same thing
+    positives = batch.document_rows[batch.document_place].numpy()
+    own = batch.document_rows[batch.own_place].numpy()
+    assert own.shape == (16, 1)
+    assert len(np.unique(batch.document_rows)) == len(batch.document_rows) < positives.size + own.size
+    things = data.documents["doc_id"].str.split("-").str[1].to_numpy()
+    assert not batch.own_excluded.any()
+    assert (things[own[:, 0]] == things[positives]).all()  # the fixture shows other colours of the thing
+    assert (own[:, 0] != positives).all()
     text = data.queries["query_text"].to_numpy()[batch.query_rows[batch.query_place].numpy()]
-    titles = data.documents["title"].to_numpy()[documents[:16]]
+    titles = data.documents["title"].to_numpy()[positives]
     assert text.tolist() == titles.tolist()
+
+
+def test_unclicked_documents_are_own_or_columns_by_scope_with_the_same_q(data: TrainingData) -> None:
+    own, shared = (Batches(data, 16, 1, scope, (0,)).batch(0) for scope in ("own", "batch"))
+    assert (len(own.document_place), own.own_place.shape) == (16, (16, 1))
+    assert (len(shared.document_place), shared.own_place.shape) == (32, (16, 0))
+    assert torch.equal(
+        own.document_rows[own.own_place[:, 0]], shared.document_rows[shared.document_place[16:]]
+    )
+    assert shared.source.tolist() == [Source.IN_BATCH] * 16 + [Source.UNCLICKED] * 16
+    assert own.own_source.flatten().tolist() == [Source.UNCLICKED] * 16
+    share = data.catalogue.unclicked_share[own.document_rows[own.own_place].numpy()]
+    difference = torch.exp(shared.log_q[16:]) - torch.exp(own.own_log_q[:, 0])
+    assert difference.numpy() == pytest.approx(share[:, 0] * (16 - 1), rel=1e-3)  # 16 columns against 1
+
+
+def test_own_documents_of_several_draws_lie_side_by_side(data: TrainingData) -> None:
+    draws = [
+        Draw(Source.UNCLICKED, np.array([5, 6, 7]), np.array([0, 2, 2])),
+        Draw(Source.UNIFORM, np.array([1, 2]), None),
+        Draw(Source.MINED, np.array([8, 9]), np.array([1, 2])),
+    ]
+    batch = collate(data, np.array([10, 20, 30]), draws)
+    own = batch.document_rows[batch.own_place]
+    positive = torch.from_numpy(data.document[[10, 20, 30]])
+    assert own[0].tolist() == [5, positive[0], positive[0]]
+    assert own[1].tolist() == [8, positive[1], positive[1]]
+    assert own[2].tolist() == [6, 7, 9]
+    assert batch.own_excluded[:2, 1:].all()
+    assert batch.own_source[2].tolist() == [Source.UNCLICKED, Source.UNCLICKED, Source.MINED]
+    assert batch.document_rows[batch.document_place].tolist() == [*positive.tolist(), 1, 2]
+    assert batch.source[3:].tolist() == [Source.UNIFORM] * 2
 
 
 def test_batches_are_the_same_for_the_same_seed_and_differ_otherwise(data: TrainingData) -> None:

@@ -62,12 +62,9 @@ class CrossEntropy(nn.Module):
     - row i: `-p_i + log(exp(p_i) + Σ_j exp(l'_ij))` over the allowed j ≠ i, where `p_i` is `l_ii`, or `l'_ii`
       when `correct_positive`;
     - column j < B: `-l_jj + log Σ_i exp(l_ij)` over the allowed i and i = j;
-    - list i: `-l_ii + log(exp(l_ii) + Σ_u exp(l_iu))` over the allowed ones u of its own
-      documents, without log Q, since what was shown beside the positive is no sample of the catalogue. It
-      learns what is clicked once shown, where the rows learn what is clicked at all.
-
-    With a `false_negative_prior` the sums over negatives of rows and columns are replaced by the estimates of
-    `towers.losses.debias`. The list keeps its sum, since its documents were looked at and skipped.
+    - list i: `-l_ii + log(exp(l_ii) + Σ_u exp(l_iu))` over the allowed ones u of its own documents, without
+      log Q, since what was shown beside the positive is no sample of the catalogue. It learns what is clicked
+      once shown, where the rows learn what is clicked at all.
 
     The result is the mean of the three, weighted by 1, `column_weight` and `list_weight`; each is a weighted
     mean over B.

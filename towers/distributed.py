@@ -1,0 +1,95 @@
+"""One batch over several ranks: each encodes a part of it, all compute the same objective of the whole.
+
+A batch is a pure function of (seed, stage, step), so every rank lays out the whole of it: masks, distinct
+documents and places are those of all ranks' rows, and a query's positive is where it is with one rank. Only
+the encoding is shared out. A rank then
+
+1. encodes its chunks of the distinct rows, some ranks one chunk more than others, or none;
+2. `Ranks.gather` gathers the vectors of all ranks;
+3. computes the objective of the whole batch and its gradient at the vectors, of which it keeps its own rows';
+4. pushes those through its encoder, and `Ranks.sum_gradients` adds up what the ranks have, in one all-reduce.
+
+What enters the objective other than through vectors, the temperature, counts on the first rank only.
+
+Shapes: V distinct rows of the batch, D embedding; P numbers of all parameters.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_Anything = TypeVar("_Anything")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train together, started by torchrun; torch's default group (gloo, NCCL).
+
+    Attributes:
+        rank: This one, from 0.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of_group(cls) -> "Ranks":
+        """Return the ranks of the initialised group, or a single one where there is none."""
+        if not dist.is_available() or not dist.is_initialized():
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def share(self, items: Sequence[_Anything], rank: int | None = None) -> Sequence[_Anything]:
+        """Return the consecutive items that a rank has, this one by default; earlier ranks have one more."""
+        rank = self.rank if rank is None else rank
+        each, more = divmod(len(items), self.size)
+        first = rank * each + min(rank, more)
+        return items[first : first + each + (rank < more)]
+
+    def gather(self, local_VD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return every rank's rows, in the order of the ranks.
+
+        Collectives want equal shapes: a shorter part is padded, and the padding left out again.
+
+        Args:
+            local_VD: This rank's; `lengths[rank]` rows.
+            lengths: How many rows each rank has.
+        """
+        if self.size == 1:
+            return local_VD
+        longest = max(lengths)
+        padded = local_VD.new_zeros(longest, *local_VD.shape[1:])
+        padded[: len(local_VD)] = local_VD
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def counted_once(self, value: Tensor) -> Tensor:
+        """Return the value, with a gradient on the first rank only, since all ranks compute with it."""
+        return value if self.rank == 0 else value.detach()
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over the ranks, in one all-reduce.
+
+        A parameter without a gradient on any rank is left without one.
+        """
+        if self.size == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        parts = [
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in trained
+        ]
+        present = torch.tensor([parameter.grad is not None for parameter in trained], dtype=parts[0].dtype)
+        flat_P = torch.cat([*(part.reshape(-1) for part in parts), present.to(parts[0].device)])
+        dist.all_reduce(flat_P)
+        ends = list(accumulate(part.numel() for part in parts))
+        counts = flat_P[ends[-1] :].tolist()
+        for parameter, end, ranks in zip(trained, ends, counts, strict=True):
+            total = flat_P[end - parameter.numel() : end].view_as(parameter)
+            parameter.grad = total.clone() if ranks else None
