@@ -28,11 +28,10 @@ from towers.checkpoint import Checkpoints, Progress, Weights, load_weights, rest
 from towers.collate import Batches, distinct_rows
 from towers.data import TrainingData, read_training_data
 from towers.determinism import reproducible
-from towers.distributed import Ranks
-from towers.objective import build_objective
+from towers.losses import build_loss
 from towers.record import ListRecorder, NoRecorder, Recorder
 from towers.schedule import EarlyStoppingConfig, StageConfig, TrainConfig, build_optimizer
-from towers.step import Inputs, Means, Step, measure, take_step
+from towers.step import Inputs, Step, measure, take_step
 from towers.two_tower import TowersConfig, TwoTower, build_two_tower
 from towers.validation import Validation
 
@@ -177,8 +176,7 @@ def _run_stage(training: Training) -> None:
     length = stage.length(batches.per_epoch)
     if progress.step == 0:
         _begin_stage(training, stage, length)
-    means = Means(config.gradient_clip, stage.encode_rows, Ranks.of_group())
-    objective = build_objective(stage.loss, tiled=stage.uses_tiles)
+    loss = build_loss(stage.loss)
     reason = "finished"
     while progress.step < length:
         rate = stage.learning_rate_at(progress.step, length)
@@ -186,7 +184,9 @@ def _run_stage(training: Training) -> None:
             group["lr"] = rate
         batch = batches.batch(progress.step)
         try:
-            step = take_step(training.model, training.inputs, batch, objective, training.optimizer, means)
+            step = take_step(
+                training.model, training.inputs, batch, loss, training.optimizer, config.gradient_clip
+            )
         except TrainingError as error:
             where = f"stage {stage.name!r}, step {progress.step + 1} of {length}"
             raise TrainingError(f"{where}: {error}; lower its learning_rate or set gradient_clip") from None
