@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from features.config import Config
-from towers.losses.debias import debiased_negatives
+from towers.losses.debias import debiased_negatives, log_sum
 from towers.losses.matrix import (
     OwnScores,
     check,
@@ -145,8 +145,8 @@ class CrossEntropy(nn.Module):
         diagonal_BX.diagonal().fill_(True)
         log_negatives_B = debiased_negatives(
             positive_B,
-            logit_BX.masked_fill(diagonal_BX, -torch.inf),
-            log_count_BX.masked_fill(diagonal_BX, -torch.inf),
+            log_sum(logit_BX.masked_fill(diagonal_BX, -torch.inf)),
+            log_sum(log_count_BX.masked_fill(diagonal_BX, -torch.inf)),
             self.config.false_negative_prior,
             temperature,
         )

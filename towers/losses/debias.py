@@ -1,6 +1,6 @@
 """The debiased sum of negatives: less what unlabelled positives are expected to have added to it.
 
-Shapes: B rows, X candidates of each.
+Shapes: B rows.
 """
 
 import math
@@ -10,11 +10,7 @@ from torch import Tensor
 
 
 def debiased_negatives(
-    positive_B: Tensor,
-    negative_BX: Tensor,
-    log_count_BX: Tensor,
-    prior: float,
-    temperature: float | Tensor,
+    positive_B: Tensor, log_sum_B: Tensor, log_count_B: Tensor, prior: float, temperature: float | Tensor
 ) -> Tensor:
     """Return the log of each row's sum of exponentials over true negatives, estimated.
 
@@ -29,8 +25,8 @@ def debiased_negatives(
 
     Args:
         positive_B: Logits `l_ii` of the positives, without log Q.
-        negative_BX: Logits `l'_ij` of the negatives, less log Q; -∞ where there is none.
-        log_count_BX: Log of what each candidate counts: -log Q, or 0; -∞ where there is none.
+        log_sum_B: Log of `Σ_j exp(l'_ij)` over the allowed candidates, less log Q; -∞ where there is none.
+        log_count_B: `log n_i`; not read where there is none.
         prior: τ⁺, 0 < τ⁺ < 1.
         temperature: What the logits were divided by.
 
@@ -40,18 +36,17 @@ def debiased_negatives(
     Source: Chuang et al. 2020, "Debiased contrastive learning", eq. 7 and 8 with M = 1. Differs: a mask,
     log Q, computed in logarithms.
     """
-    empty_B = (negative_BX == -torch.inf).all(1)
-    sum_B = _safe_logsumexp(negative_BX, empty_B)
-    count_B = _safe_logsumexp(log_count_BX, empty_B)
-    floor_B = count_B - 1 / temperature
+    empty_B = log_sum_B == -torch.inf
+    sum_B, count_B = log_sum_B.masked_fill(empty_B, 0), log_count_B.masked_fill(empty_B, 0)
     excess_B = sum_B - (count_B + math.log(prior) + positive_B)
     # log(exp(a) - exp(b)) = a + log(1 - exp(b - a)), where a > b; elsewhere the floor holds
     above_B = excess_B > torch.finfo(excess_B.dtype).eps
     share_B = -torch.expm1(-excess_B.where(above_B, 1))
     true_B = (sum_B + share_B.log()).where(above_B, -torch.inf) - math.log1p(-prior)
-    return torch.maximum(true_B, floor_B).masked_fill(empty_B, -torch.inf)
+    return torch.maximum(true_B, count_B - 1 / temperature).masked_fill(empty_B, -torch.inf)
 
 
-def _safe_logsumexp(value_BX: Tensor, empty_B: Tensor) -> Tensor:
-    """Return log Σ exp of each row, 0 where it is empty, since the gradient there would be NaN."""
-    return value_BX.masked_fill(empty_B[:, None], 0).logsumexp(1).masked_fill(empty_B, 0)
+def log_sum(logit_BX: Tensor) -> Tensor:
+    """Return log Σ exp of each row; -∞, with a gradient of 0 in place of NaN, where every logit is -∞."""
+    empty_B = (logit_BX == -torch.inf).all(1)
+    return logit_BX.masked_fill(empty_B[:, None], 0).logsumexp(1).masked_fill(empty_B, -torch.inf)
