@@ -66,6 +66,9 @@ class CrossEntropy(nn.Module):
       log Q, since what was shown beside the positive is no sample of the catalogue. It learns what is clicked
       once shown, where the rows learn what is clicked at all.
 
+    With a `false_negative_prior` the sums over negatives of rows and columns are replaced by the estimates of
+    `towers.losses.debias`. The list keeps its sum, since its documents were looked at and skipped.
+
     The result is the mean of the three, weighted by 1, `column_weight` and `list_weight`; each is a weighted
     mean over B.
 
