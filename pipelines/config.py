@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from features.config import Config
 from features.errors import ConfigError
@@ -22,6 +22,7 @@ from features.readers import SourceConfig
 from pipelines.located_yaml import Key, Located, nearest, override, read_located_yaml
 from serving.api import ServeConfig
 from serving.index import IndexConfig
+from towers.encoders.inputs import FeatureTowerConfig
 from towers.evaluate import EvaluateConfig
 from towers.train import TrainConfig
 from towers.two_tower import TowersConfig
@@ -72,7 +73,7 @@ class RunConfig(Config):
     source: SourceConfig = Field(description="Which logs and catalogue to read, and how.")
     ingest: IngestConfig = Field(default_factory=IngestConfig, description="What is accepted into the lake.")
     examples: ExamplesConfig = Field(description="The time cut and what counts as positive and unclicked.")
-    towers: TowersConfig = Field(description="The two encoders.")
+    towers: TowersConfig = Field(default_factory=TowersConfig, description="The two encoders.")
     train: TrainConfig = Field(default_factory=TrainConfig, description="Stages, losses, optimiser.")
     evaluate: EvaluateConfig = Field(
         default_factory=EvaluateConfig, description="Metrics, slices, baselines, intervals."
@@ -84,6 +85,17 @@ class RunConfig(Config):
     serve: ServeConfig = Field(default_factory=ServeConfig, description="The HTTP API.")
     promote: PromoteConfig = Field(default_factory=PromoteConfig, description="When to swap the champion.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="MLflow.")
+
+    @model_validator(mode="after")
+    def _query_tower_reads_the_query(self) -> "RunConfig":
+        tower = self.towers.query
+        of_user = isinstance(tower, FeatureTowerConfig) and (tower.history or tower.id or tower.categories)
+        if self.examples.query == "history" and not of_user:
+            raise ValueError(
+                "examples.query is history but towers.query reads none, so all queries would be equal; "
+                "add towers.query.history (configs/ranklens.yaml has one) or set examples.query to text"
+            )
+        return self
 
 
 def load_config(path: Path, overrides: Sequence[str] = (), *, base: Path | None = None) -> RunConfig:

@@ -81,6 +81,17 @@ def test_a_rule_between_values_names_its_section(shop_config):
     assert f":{line_of(shop_config, 'train:')}: train: batch sizes may not shrink" in line
 
 
+def test_a_history_for_towers_that_read_none_is_refused(shop_config):
+    with pytest.raises(ConfigError, match=r"add towers\.query\.history"):
+        load_config(shop_config, ["examples.query=history"])
+    history = [
+        "examples.query=history",
+        "towers.shared=false",
+        "towers.query={kind: features, history: {id: {}}}",
+    ]
+    assert load_config(shop_config, history).examples.query == "history"
+
+
 def test_all_mistakes_are_told_at_once(shop_config):
     shop_config.write_text(
         shop_config.read_text().replace("seed: 1", "seed: x").replace("bootstrap", "boots")
