@@ -1,8 +1,9 @@
 """Mid-training state on disk: whole or absent, verified on load, and enough to go on bit for bit.
 
 `<target>.progress/step-<n>/` is an artifact with `model.safetensors`, `best.safetensors` (the best weights so
-far, where there are any), `optimizer.safetensors` (moments by parameter name, and the random state) and
-`state.json` (stage, step, best so far, curve). The last two are kept.
+far, where there are any), `healthy.safetensors` (the state to go back to after a collapse),
+`optimizer.safetensors` (moments by parameter name, and the random state) and `state.json` (stage, step, best
+so far, curve). The last two are kept.
 """
 
 import json
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from features.artifact import Artifact, publish, write_json
 from features.errors import ArtifactError
+from towers.leaving import Leaving
 from towers.record import Recorder
 
 KIND = "training-progress"
@@ -37,7 +39,13 @@ class Progress:
         best: Best validation so far: `value`, `stage`, `step` (over all stages); `None` before the first.
         curve: One entry per measurement.
         validations: One entry per validation.
+        probes: One entry per measurement of the probe.
         stages: One entry per finished stage: `name`, `steps`, `reason`.
+        leaving: What the rules for leaving remember of this stage.
+        suspicious: Steps in a row in which the guard saw all signs of a collapse.
+        retries: Collapses of the current stage so far.
+        recovering: Whether the way back from the last of them is what runs now.
+        collapses: One entry per alarm: `stage`, `step`, `loss`, `gap`, `relative_spread`, ….
     """
 
     stage: int = 0
@@ -47,10 +55,45 @@ class Progress:
     best: dict[str, Any] | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
     validations: list[dict[str, Any]] = field(default_factory=list)
+    probes: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    leaving: Leaving = field(default_factory=Leaving)
+    suspicious: int = 0
+    retries: int = 0
+    recovering: bool = False
+    collapses: list[dict[str, Any]] = field(default_factory=list)
 
+
+TOLD = ("total", "best", "curve", "validations", "probes", "stages", "collapses")
+"""The fields of `Progress` that outlast the training."""
 
 Weights = dict[str, Tensor]
+OptimizerState = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Healthy:
+    """A state to go back to.
+
+    Attributes:
+        step: Optimiser steps over all stages when it was kept.
+        weights: Of the model.
+        moments: Of the optimiser.
+    """
+
+    step: int
+    weights: Weights
+    moments: OptimizerState
+
+
+@dataclass(frozen=True)
+class State:
+    """What a resumed training goes on from; the model's weights are loaded already."""
+
+    progress: Progress
+    best: Weights | None
+    healthy: Healthy | None
+    optimizer: OptimizerState
 
 
 def weights_of(model: nn.Module) -> Weights:
@@ -98,28 +141,34 @@ class Checkpoints:
         self.record = record
 
     def save(
-        self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, best: Weights | None
+        self,
+        progress: Progress,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        best: Weights | None,
+        healthy: Healthy | None = None,
     ) -> None:
         """Publish the state after `progress.total` steps and remove all but the last two."""
         content = {"configuration": self._configuration, "step": progress.total}
         with publish(self.directory / f"step-{progress.total}", KIND, content) as staging:
             save_file(weights_of(model), staging / "model.safetensors")
-            save_file(_optimizer_state(model, optimizer) | _random_state(), staging / "optimizer.safetensors")
+            save_file(optimizer_state(model, optimizer) | _random_state(), staging / "optimizer.safetensors")
             if best is not None:
                 save_file(best, staging / "best.safetensors")
+            if healthy is not None:
+                save_file(_packed(healthy), staging / "healthy.safetensors")
             write_json(staging / "state.json", asdict(progress))
         for old in self._steps()[KEPT:]:
             shutil.rmtree(old)
 
-    def resume(self, model: nn.Module) -> tuple[Progress, Weights | None, "OptimizerState"] | None:
+    def resume(self, model: nn.Module) -> State | None:
         """Load the latest whole state into the model and the random generators.
 
         A damaged state is reported as the event `checkpoint_damaged` and the one before it is taken. Progress
         of another configuration is reported as `progress_discarded` and removed.
 
         Returns:
-            Where the training stands, the best weights so far, and what `restore_optimizer` needs; `None`
-            where there is nothing to resume.
+            The state, or `None` where there is nothing to resume.
         """
         for leftover in self.directory.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -132,15 +181,14 @@ class Checkpoints:
                     )
                     shutil.rmtree(path)
                     continue
-                state = _read(path)
+                state, weights = _read(path)
             except (ArtifactError, SafetensorError, OSError) as error:
                 self.record.event("checkpoint_damaged", {"path": path.name, "why": str(error)})
                 continue
-            progress, weights, best, optimizer = state
             load_weights(model, weights)
-            _restore_random(optimizer)
-            self.record.event("resumed", {"path": path.name, "step": progress.total})
-            return progress, best, optimizer
+            _restore_random(state.optimizer)
+            self.record.event("resumed", {"path": path.name, "step": state.progress.total})
+            return state
         return None
 
     def remove(self) -> None:
@@ -152,9 +200,6 @@ class Checkpoints:
         return sorted(self.directory.glob("step-*"), key=lambda path: int(path.name[5:]), reverse=True)
 
 
-OptimizerState = dict[str, Tensor]
-
-
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
     """Put saved moments back, in place."""
     for name, parameter in model.named_parameters():
@@ -164,9 +209,10 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state:
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
 
 
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """Return a copy of the moments on the CPU, by parameter name."""
     return {
-        f"{name}|{key}": value.detach().cpu().contiguous()
+        f"{name}|{key}": value.detach().to("cpu", copy=True).contiguous()
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -185,11 +231,30 @@ def _restore_random(state: OptimizerState) -> None:
         torch.cuda.set_rng_state(state["random|cuda"])
 
 
-def _read(path: Path) -> tuple[Progress, Weights, Weights | None, OptimizerState]:
-    best = path / "best.safetensors"
-    return (
-        Progress(**json.loads((path / "state.json").read_text(encoding="utf-8"))),
-        load_file(path / "model.safetensors"),
-        load_file(best) if best.exists() else None,
-        load_file(path / "optimizer.safetensors"),
+def _packed(healthy: Healthy) -> dict[str, Tensor]:
+    """Return a healthy state as one dictionary of tensors."""
+    weights = {f"weights|{name}": value for name, value in healthy.weights.items()}
+    moments = {f"moments|{name}": value for name, value in healthy.moments.items()}
+    return {"step": torch.tensor(healthy.step), **weights, **moments}
+
+
+def _unpacked(tensors: dict[str, Tensor]) -> Healthy:
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "moments": {}}
+    for key, value in tensors.items():
+        kind, _, name = key.partition("|")
+        if name:
+            parts[kind][name] = value
+    return Healthy(int(tensors["step"]), parts["weights"], parts["moments"])
+
+
+def _read(path: Path) -> tuple[State, Weights]:
+    """Return the state and the model's weights."""
+    best, healthy = path / "best.safetensors", path / "healthy.safetensors"
+    told = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = State(
+        progress=Progress(**{**told, "leaving": Leaving(**told["leaving"])}),
+        best=load_file(best) if best.exists() else None,
+        healthy=_unpacked(load_file(healthy)) if healthy.exists() else None,
+        optimizer=load_file(path / "optimizer.safetensors"),
     )
+    return state, load_file(path / "model.safetensors")

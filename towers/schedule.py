@@ -9,13 +9,22 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from features.config import Config
+from towers.guard import GuardConfig
+from towers.leaving import EnterConfig, LeaveConfig, ProbeConfig
 from towers.losses import CrossEntropyConfig, HingeConfig, LossConfig
 from towers.metrics import LIST_AUC, parse_metric
 from towers.negatives import Scope
 
+WAITING_RATE = 0.1
+"""Share of its peak rate at which a stage goes on while the next one waits for a measured separation."""
+
+
+TILED_FROM = 4096
+"""Batch size from which on a score matrix is not made as a whole, unless a stage says otherwise."""
+
 
 class StageConfig(Config):
-    """One stage. It ends after its epochs or steps, or earlier when validation stops improving."""
+    """One stage. It ends after its epochs or steps; earlier by its `leave` or when validation stalls."""
 
     name: str = Field(min_length=1, description="What curves and errors call the stage.")
     loss: LossConfig = Field(default_factory=CrossEntropyConfig, description="The objective, by its `kind`.")
@@ -26,7 +35,29 @@ class StageConfig(Config):
     unclicked_scope: Scope = Field(
         "own", description="Whether an unclicked document is a negative for its own query or the whole batch."
     )
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    encode_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Distinct rows encoded at once, with their gradients cached; null encodes all at once.",
+    )
+    tiled: bool | Literal["auto"] = Field(
+        "auto",
+        description=f"Whether the loss is computed in tiles; auto: from batch_size {TILED_FROM} on.",
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW, before `scale_rule`.")
+    scale_rule: Literal["none", "sqrt", "linear"] = Field(
+        "none",
+        description="How the learning rate follows the batch: times batch_size / the first stage's, or "
+        "the root of that.",
+    )
+    enter: EnterConfig | Literal["auto"] | None = Field(
+        "auto",
+        description="What must be measured before this stage starts; null: nothing; auto: a hinge after "
+        "another objective waits for the default `gap`, others for nothing.",
+    )
+    leave: LeaveConfig | None = Field(
+        None, description="What ends the stage before its length, by `kind`: plateau or separation."
+    )
     epochs: float | None = Field(
         None, gt=0, description="Length in passes over the examples; or set `steps`."
     )
@@ -42,28 +73,45 @@ class StageConfig(Config):
             raise ValueError(f"stage {self.name!r} needs exactly one of epochs and steps")
         return self
 
+    @property
+    def uses_tiles(self) -> bool:
+        """Whether the loss is computed in tiles."""
+        return self.batch_size >= TILED_FROM if self.tiled == "auto" else self.tiled
+
     def length(self, steps_per_epoch: int) -> int:
         """Return the number of optimiser steps, at least 1."""
         if self.steps is not None:
             return self.steps
         return max(1, round((self.epochs or 0) * steps_per_epoch))
 
-    def learning_rate_at(self, step: int, length: int) -> float:
+    def learning_rate_at(self, step: int, length: int, first_batch: int | None = None) -> float:
         """Return the learning rate of a step counted from 0 in a stage of `length` steps.
 
         It rises linearly over the warm-up (the first step already moves), then falls as `decay` says; it
-        would reach 0 at step `length`, one after the last.
+        would reach 0 at step `length`, one after the last. From there on it is `WAITING_RATE` of the peak.
+
+        Args:
+            step: Counted from 0.
+            length: Of the stage, in steps.
+            first_batch: The first stage's batch size, for `scale_rule`; `None` scales nothing.
         """
+        peak = self.learning_rate * self._scale(first_batch or self.batch_size)
+        if step >= length:
+            return peak * WAITING_RATE
         if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / (self.warmup_steps + 1)
+            return peak * (step + 1) / (self.warmup_steps + 1)
         done = (step - self.warmup_steps) / max(1, length - self.warmup_steps)
         match self.decay:
             case "none":
-                return self.learning_rate
+                return peak
             case "linear":
-                return self.learning_rate * (1 - done)
+                return peak * (1 - done)
             case "cosine":
-                return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+                return peak * (1 + math.cos(math.pi * done)) / 2
+
+    def _scale(self, first_batch: int) -> float:
+        ratio = self.batch_size / first_batch
+        return {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[self.scale_rule]
 
 
 class EarlyStoppingConfig(Config):
@@ -113,6 +161,12 @@ class TrainConfig(Config):
     early_stopping: EarlyStoppingConfig | None = Field(
         default_factory=EarlyStoppingConfig, description="Validation during training; null trains to the end."
     )
+    guard: GuardConfig | None = Field(
+        default_factory=GuardConfig, description="The alarm on a collapse and the way back; null is off."
+    )
+    probe: ProbeConfig = Field(
+        default_factory=ProbeConfig, description="The fixed batch by which stages are left and entered."
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW.")
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null clips nothing.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -140,6 +194,16 @@ class TrainConfig(Config):
                 "before it, or set allow_cold_hinge: true"
             )
         return self
+
+    def entered_by(self, number: int) -> EnterConfig | None:
+        """Return what stage `number` waits for; the first stage, and one past the last, wait for nothing."""
+        if not 0 < number < len(self.stages):
+            return None
+        stage = self.stages[number]
+        if stage.enter != "auto":
+            return stage.enter
+        hinge_before = isinstance(self.stages[number - 1].loss, HingeConfig)
+        return EnterConfig() if isinstance(stage.loss, HingeConfig) and not hinge_before else None
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -34,6 +34,7 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), towers, training, seed=5, record=Kil
 """
 TOWER = {"kind": "features", "text": {"width": 8, "word_buckets": 256, "ngram_buckets": 1, "ngram_max": 0}}
 WILD = {
+    "enter": None,
     "unclicked_per_query": 1,
     "loss": {"kind": "hinge"},
     "learning_rate": 100.0,
@@ -132,7 +133,7 @@ def test_a_resumed_optimiser_and_generator_go_on_as_if_never_stopped(
         model = Small()
         state = checkpoints.resume(model)
         assert state is not None
-        progress, best, moments = state
+        progress, best, moments = state.progress, state.best, state.optimizer
         optimizer = adam(model)
         restore_optimizer(model, optimizer, moments)
         stepped(model, optimizer, 3)
@@ -160,7 +161,7 @@ def test_a_damaged_state_is_reported_and_the_one_before_it_taken(
     path.write_bytes(content)
     state = checkpoints.resume(Small())
     assert state is not None
-    assert (state[0].total, state[1] is not None) == (10, True)
+    assert (state.progress.total, state.best is not None) == (10, True)
     assert [name for name, _ in record.events] == ["checkpoint_damaged", "resumed"]
     assert record.events[0][1]["path"] == "step-11"
 
@@ -179,7 +180,7 @@ def test_a_half_written_state_is_not_seen(saved: tuple[Checkpoints, Small, ListR
     (checkpoints.directory / ".step-12.abcdef").mkdir()
     state = checkpoints.resume(Small())
     assert state is not None
-    assert state[0].total == 11
+    assert state.progress.total == 11
     assert not list(checkpoints.directory.glob(".*"))
 
 

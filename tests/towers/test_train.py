@@ -122,7 +122,7 @@ def test_the_best_weights_are_the_result_and_a_stalled_stage_is_left(
     coloured_things: Path, tmp_path: Path
 ) -> None:
     """The second stage's rate destroys what the first learned; its weights must not be the result."""
-    wild = STAGES[1] | {"steps": 200, "learning_rate": 100.0, "decay": "none"}
+    wild = STAGES[1] | {"enter": None, "steps": 200, "learning_rate": 100.0, "decay": "none"}
     config = configured(
         stages=[STAGES[0], wild], early_stopping={"metric": "nDCG@10", "every": 6, "patience": 2}
     )
