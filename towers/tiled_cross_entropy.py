@@ -13,7 +13,9 @@ from torch import Tensor
 from towers.exclusions import Exclusions
 from towers.log_sums import Matrix, log_sums
 from towers.losses import CrossEntropyConfig, OwnScores
+from towers.losses.debias import debiased_negatives, log_sum
 from towers.losses.matrix import weighted_mean, widened
+from towers.tiled_debias import log_column_counts, log_row_counts
 from towers.tiles import TilingConfig, check_tiled, positive_temperature
 
 
@@ -58,8 +60,17 @@ def tiled_cross_entropy(
     matrix = Matrix(exclusions, log_q_N, tiling or TilingConfig())
     positive_B, row_B, column_B = log_sums(query_BD, document_ND, temperature, matrix)
     positive_B = positive_B / temperature
-    rows = [positive_B - log_q_N[: len(query_BD)] if config.correct_positive else positive_B, row_B]
-    total = weighted_mean(_short_of_certain(rows, _own_logits(config, own, temperature)), weight_B)
+    numerator_B = positive_B - log_q_N[: len(query_BD)] if config.correct_positive else positive_B
+    own_BU = _own_logits(config, own, temperature)
+    prior = config.false_negative_prior
+    if prior > 0:
+        row_BX = row_B[:, None] if own_BU is None else torch.cat([row_B[:, None], own_BU], dim=1)
+        log_count_B = log_row_counts(exclusions, log_q_N, own, config.log_q)
+        row_B = debiased_negatives(positive_B, log_sum(row_BX), log_count_B, prior, temperature)
+        log_count_B = log_column_counts(exclusions).to(row_B.dtype)
+        column_B = debiased_negatives(positive_B, column_B, log_count_B, prior, temperature)
+        own_BU = None  # counted in the rows' sums
+    total = weighted_mean(_short_of_certain([numerator_B, row_B], own_BU), weight_B)
     if config.column_weight > 0:
         columns = _short_of_certain([positive_B, column_B], None)
         total = total + config.column_weight * weighted_mean(columns, weight_B)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from towers.exclusions import Exclusions
 from towers.losses import CrossEntropy, CrossEntropyConfig, OwnScores
 from towers.losses.debias import debiased_negatives, log_sum
+from towers.tiled_cross_entropy import tiled_cross_entropy
 
 TEMPERATURE = 0.4
 Example = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -142,3 +144,42 @@ def test_sums_that_cancel_exactly_give_a_finite_gradient() -> None:
 def test_a_prior_that_is_no_share_is_refused(prior: float) -> None:
     with pytest.raises(ValueError, match="false_negative_prior"):
         CrossEntropyConfig(false_negative_prior=prior)
+
+
+@pytest.mark.parametrize("log_q", [True, False])
+@pytest.mark.parametrize("correct_positive", [True, False])
+@pytest.mark.parametrize("with_own", [True, False])
+def test_the_tiled_loss_is_debiased_alike(log_q: bool, correct_positive: bool, with_own: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    query, document = (
+        torch.nn.functional.normalize(torch.randn(rows, 4, generator=generator, dtype=torch.float64), dim=1)
+        for rows in (6, 9)
+    )
+    _, excluded, log_q_N, weight = example()
+    excluded[2] = torch.arange(9) != 2
+    config = CrossEntropyConfig(
+        false_negative_prior=0.1,
+        log_q=log_q,
+        correct_positive=correct_positive,
+        column_weight=0.5,
+        list_weight=0.3,
+    )
+    own_excluded = torch.rand(6, 2, generator=generator) < 0.3
+    own_excluded[2] = True
+    shown, own_log_q = torch.rand(2, 6, 2, generator=generator, dtype=torch.float64)
+    inputs = [tensor.requires_grad_() for tensor in (query, document, shown)]
+    arguments = {
+        "temperature": TEMPERATURE,
+        "log_q_N": log_q_N,
+        "weight_B": weight,
+        "own": OwnScores(shown, own_excluded, own_log_q) if with_own else None,
+    }
+    plain = CrossEntropy(config)(query @ document.T, excluded, **arguments)
+    tiled = tiled_cross_entropy(config, query, document, Exclusions.from_mask(excluded), **arguments)
+    assert tiled.item() == pytest.approx(plain.item(), rel=1e-9)
+    if not with_own:
+        inputs.pop()
+    for found, expected in zip(
+        torch.autograd.grad(tiled, inputs), torch.autograd.grad(plain, inputs), strict=True
+    ):
+        assert torch.allclose(found, expected, rtol=1e-7, atol=1e-12)
