@@ -66,4 +66,4 @@ def build_objective(config: LossConfig, *, tiled: bool, progress: float = 0.0) -
         tiled: Whether memory is linear in B.
         progress: Share of the stage's steps that are done, 0 to 1.
     """
-    return partial(tiled_loss, config) if tiled else dense(build_loss(config, progress))
+    return partial(tiled_loss, config, progress=progress) if tiled else dense(build_loss(config, progress))

@@ -11,7 +11,7 @@ from torch import nn
 from features.config import Config
 from towers.guard import GuardConfig
 from towers.leaving import EnterConfig, LeaveConfig, ProbeConfig
-from towers.losses import CrossEntropyConfig, HingeConfig, LossConfig
+from towers.losses import CrossEntropyConfig, LossConfig, is_hinge
 from towers.metrics import LIST_AUC, parse_metric
 from towers.negatives import Scope
 
@@ -188,7 +188,7 @@ class TrainConfig(Config):
         sizes = [stage.batch_size for stage in self.stages]
         if sizes != sorted(sizes):
             raise ValueError(f"batch sizes may not shrink from stage to stage; they are {sizes}")
-        if isinstance(self.stages[0].loss, HingeConfig) and not self.allow_cold_hinge:
+        if is_hinge(self.stages[0].loss) and not self.allow_cold_hinge:
             raise ValueError(
                 "the first stage is a hinge, which collapses on fresh towers; put a cross_entropy stage "
                 "before it, or set allow_cold_hinge: true"
@@ -202,8 +202,8 @@ class TrainConfig(Config):
         stage = self.stages[number]
         if stage.enter != "auto":
             return stage.enter
-        hinge_before = isinstance(self.stages[number - 1].loss, HingeConfig)
-        return EnterConfig() if isinstance(stage.loss, HingeConfig) and not hinge_before else None
+        hinge_before = is_hinge(self.stages[number - 1].loss, 1.0)
+        return EnterConfig() if is_hinge(stage.loss) and not hinge_before else None
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -2,9 +2,11 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from towers.losses import CrossEntropyConfig, HingeConfig, WeightedSumConfig, build_loss
+from towers.exclusions import Exclusions
+from towers.losses import CrossEntropyConfig, HingeConfig, LossConfig, WeightedSumConfig, build_loss, is_hinge
+from towers.objective import build_objective
 
 PARTS: dict[str, Any] = {"first": {"kind": "cross_entropy"}, "second": {"kind": "hinge", "margin": 0.3}}
 
@@ -70,3 +72,45 @@ def test_further_positives_reach_the_part_that_reads_them() -> None:
 def test_impossible_sums_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         config(**wrong)
+
+
+def test_a_tiled_sum_follows_the_ramp_too() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, document = (
+        torch.nn.functional.normalize(torch.randn(6, 4, generator=generator)) for _ in range(2)
+    )
+    arguments: dict[str, Any] = {
+        "temperature": torch.tensor(0.2),
+        "log_q_N": torch.zeros(6),
+        "weight_B": torch.ones(6),
+        "own": None,
+    }
+    for progress in (0.0, 0.5, 1.0):
+        plain, tiled = (
+            build_objective(config(), tiled=tiled, progress=progress)(
+                query, document, Exclusions.none(6, 6), **arguments
+            ).item()
+            for tiled in (False, True)
+        )
+        assert tiled == pytest.approx(plain, rel=1e-6)
+
+
+HARDEST = {"kind": "triplet", "triplets": "hardest"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "at_start", "at_end"),
+    [
+        ({"kind": "hinge"}, True, True),
+        (HARDEST, True, True),
+        ({"kind": "triplet"}, False, False),
+        ({"kind": "cross_entropy"}, False, False),
+        ({"kind": "weighted_sum", **PARTS}, False, True),
+        ({"kind": "weighted_sum", **PARTS, "weight_from": 1.0}, True, True),
+        ({"kind": "weighted_sum", **PARTS, "weight_to": 0.9}, False, False),
+        ({"kind": "weighted_sum", **PARTS, "first": HARDEST}, True, True),
+    ],
+)
+def test_a_sum_is_a_hinge_while_nothing_else_counts(loss: Any, at_start: bool, at_end: bool) -> None:
+    read: LossConfig = TypeAdapter(LossConfig).validate_python(loss)
+    assert (is_hinge(read), is_hinge(read, 1.0)) == (at_start, at_end)

@@ -36,6 +36,10 @@ def test_a_hinge_may_not_come_first_unless_allowed() -> None:
     cold = {"stages": [stage(loss={"kind": "hinge"})]}
     with pytest.raises(ValidationError, match="allow_cold_hinge"):
         TrainConfig.model_validate(cold)
+    with pytest.raises(ValidationError, match="allow_cold_hinge"):
+        TrainConfig.model_validate({"stages": [stage(loss={"kind": "triplet", "triplets": "hardest"})]})
+    ramp = {"kind": "weighted_sum", "first": {"kind": "cross_entropy"}, "second": {"kind": "hinge"}}
+    assert TrainConfig.model_validate({"stages": [stage(loss=ramp)]}).entered_by(0) is None
     assert TrainConfig.model_validate(cold | {"allow_cold_hinge": True}).stages[0].loss.kind == "hinge"
 
 

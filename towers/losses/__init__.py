@@ -29,6 +29,19 @@ def build_loss(config: LossConfig, progress: float = 0.0) -> Loss:
     return WeightedSum(config, progress) if isinstance(config, WeightedSumConfig) else build_single(config)
 
 
+def is_hinge(config: LossConfig, progress: float = 0.0) -> bool:
+    """Return whether nothing but the hardest negatives push, at a share of a stage.
+
+    That is a hinge, the hardest triplets, or a weighted sum at a moment when only such parts count. Such an
+    objective collapses fresh towers.
+    """
+    if isinstance(config, WeightedSumConfig):
+        return all(is_hinge(part) for _, part in config.parts(progress))
+    return isinstance(config, HingeConfig) or (
+        isinstance(config, TripletConfig) and config.triplets == "hardest"
+    )
+
+
 __all__ = [
     "CrossEntropy",
     "CrossEntropyConfig",
@@ -51,4 +64,5 @@ __all__ = [
     "WeightedSum",
     "WeightedSumConfig",
     "build_loss",
+    "is_hinge",
 ]
