@@ -298,6 +298,7 @@ def _flow(config: Path, overrides: list[str] | None, refresh: list[str] | None, 
         from pipelines.judged import prepared_qrels
 
         prepared_qrels(Workspace(resolved.store), resolved.qrels)  # and before a long training
+    sys.stderr.write("starting  Prefect and MLflow; this takes some seconds\n")
     from pipelines.flows import twotower_run
 
     summary: dict[str, Any] = twotower_run(str(config), list(overrides or ()), until, list(refresh or ()))
