@@ -7,7 +7,6 @@ Shapes: B queries, N documents, N ≥ B, D embedding; column i < B is the positi
 query's own; X rows or columns, Y what they are compared with.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -103,9 +102,10 @@ class _Hardest(torch.autograd.Function):
     def backward(ctx: Any, positive_B: Tensor, row_B: Tensor, column_B: Tensor) -> tuple[Tensor | None, ...]:
         query_BD, document_ND, row_place_B, column_place_B = ctx.saved_tensors
         rows = torch.arange(len(query_BD), device=query_BD.device)
-        query_gradient, document_gradient = torch.zeros_like(query_BD), torch.zeros_like(document_ND)
-        terms = ((rows, rows, positive_B), (rows, row_place_B, row_B), (column_place_B, rows, column_B))
-        for query_X, document_X, gradient_X in terms:
+        query_gradient = document_ND[: len(query_BD)] * positive_B[:, None]
+        document_gradient = torch.zeros_like(document_ND)
+        torch.mul(query_BD, positive_B[:, None], out=document_gradient[: len(query_BD)])
+        for query_X, document_X, gradient_X in ((rows, row_place_B, row_B), (column_place_B, rows, column_B)):
             for part in torch.split(gradient_X.nonzero().view(-1), _PART):
                 query_x, document_x, weight_x1 = query_X[part], document_X[part], gradient_X[part, None]
                 query_gradient.index_add_(0, query_x, document_ND[document_x] * weight_x1)
@@ -113,7 +113,7 @@ class _Hardest(torch.autograd.Function):
         return query_gradient, document_gradient, None, None
 
 
-_PART = 2048  # vectors gathered at once
+_PART = 1024  # vectors gathered at once
 
 
 class _Maxima:
@@ -145,23 +145,35 @@ class _Maxima:
             pairs: (P,) excluded places in X and in Y.
         """
         place_X = torch.zeros_like(self._block)
-        for x, columns in self._members():
-            score_xC = left_XD[x] @ right_YD[columns].T
-            number_X = place_X.new_full((len(place_X),), -1)
-            number_X[x] = torch.arange(len(x), device=x.device)
-            for row, column in (pairs, (x, x)):
-                kept = (row < len(place_X)) & (column >= columns.start) & (column < columns.stop)
-                row, column = row[kept], column[kept]
-                mine = number_X[row] >= 0
-                score_xC[number_X[row[mine]], column[mine] - columns.start] = -torch.inf
-            place_X[x] = score_xC.max(1).indices + columns.start
+        number_X = torch.full_like(place_X, -1)
+        excluded = _Within(pairs, len(place_X), self._blocks)
+        for block, columns in enumerate(self._blocks):
+            for x in torch.split((self._block == block).nonzero().view(-1), _PART):
+                score_xC = left_XD[x] @ right_YD[columns].T
+                number_X[x] = torch.arange(len(x), device=x.device)
+                for row, column in (excluded.of(block), (x, x)):
+                    here = (number_X[row] >= 0) & (column >= columns.start) & (column < columns.stop)
+                    score_xC[number_X[row[here]], column[here] - columns.start] = -torch.inf
+                number_X[x] = -1
+                place_X[x] = score_xC.max(1).indices + columns.start
         return place_X
 
-    def _members(self) -> Iterator[tuple[Tensor, slice]]:
-        """Yield a few rows (or columns) and the block that holds their maxima."""
-        for number, columns in enumerate(self._blocks):
-            for x in torch.split((self._block == number).nonzero().view(-1), _PART // 2):
-                yield x, columns
+
+class _Within:
+    """Excluded pairs by the block that their second place is in."""
+
+    def __init__(self, pairs: tuple[Tensor, Tensor], first: int, blocks: list[slice]) -> None:
+        kept = pairs[0] < first
+        row, column = pairs[0][kept], pairs[1][kept]
+        block, order = (column // (blocks[0].stop - blocks[0].start)).sort()
+        self._row, self._column = row[order], column[order]
+        places = torch.arange(len(blocks) + 1, device=block.device)
+        self._bounds = torch.searchsorted(block, places).tolist()
+
+    def of(self, block: int) -> tuple[Tensor, Tensor]:
+        """Return the first and the second place of the pairs of a block."""
+        here = slice(self._bounds[block], self._bounds[block + 1])
+        return self._row[here], self._column[here]
 
 
 def _maxima(tiles: Tiles) -> tuple[_Maxima, _Maxima]:

@@ -80,7 +80,8 @@ def tiled_sigmoid(
 class _Negatives(torch.autograd.Function):
     """The weighted sum of the negatives' terms, and the positives' scores.
 
-    Gradients of the first are made with it; the second backward pass through one forward pass is refused.
+    Gradients of the first are made with it and changed in place by the backward pass; another one through the
+    same graph makes them again.
     """
 
     @staticmethod
@@ -91,18 +92,19 @@ class _Negatives(torch.autograd.Function):
         tiles = Tiles(query_BD, document_ND, setting.exclusions, setting.tiling)
         with products_in(setting.tiling.precision, query_BD.device):
             total, ctx.gradients = _one_pass(tiles, temperature.item(), setting, any(ctx.needs_input_grad))
-        ctx.save_for_backward(query_BD, document_ND)
+        ctx.save_for_backward(query_BD, document_ND, temperature)
+        ctx.setting = setting
         return query_BD.new_tensor(total), torch.linalg.vecdot(query_BD, document_ND[:rows])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, total: Tensor, positive_B: Tensor) -> tuple[Tensor | None, ...]:
+        query_BD, document_ND, temperature = ctx.saved_tensors
         if ctx.gradients is None:
-            raise RuntimeError(
-                "a tiled sigmoid loss has one backward pass; compute the loss again for another"
-            )
+            tiles = Tiles(query_BD, document_ND, ctx.setting.exclusions, ctx.setting.tiling)
+            with products_in(ctx.setting.tiling.precision, query_BD.device):
+                _, ctx.gradients = _one_pass(tiles, temperature.item(), ctx.setting, differentiate=True)
         (query_gradient, document_gradient, slope), ctx.gradients = ctx.gradients, None
-        query_BD, document_ND = ctx.saved_tensors
         query_gradient.mul_(total).addcmul_(document_ND[: len(query_BD)], positive_B[:, None])
         document_gradient.mul_(total)[: len(query_BD)].addcmul_(query_BD, positive_B[:, None])
         return query_gradient, document_gradient, total * slope, None
