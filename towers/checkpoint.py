@@ -2,6 +2,7 @@
 
 `<target>.progress/step-<n>/` is an artifact with `model.safetensors`, `best.safetensors` (the best weights so
 far, where there are any), `healthy.safetensors` (the state to go back to after a collapse),
+`negatives.safetensors` (what is mined and queued, where the stage has such sources),
 `optimizer.safetensors` (moments by parameter name, and the random state) and `state.json` (stage, step, best
 so far, curve). The last two are kept.
 """
@@ -94,6 +95,7 @@ class State:
     best: Weights | None
     healthy: Healthy | None
     optimizer: OptimizerState
+    negatives: dict[str, Tensor]
 
 
 def weights_of(model: nn.Module) -> Weights:
@@ -147,6 +149,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         best: Weights | None,
         healthy: Healthy | None = None,
+        negatives: dict[str, Tensor] | None = None,
     ) -> None:
         """Publish the state after `progress.total` steps and remove all but the last two."""
         content = {"configuration": self._configuration, "step": progress.total}
@@ -157,6 +160,8 @@ class Checkpoints:
                 save_file(best, staging / "best.safetensors")
             if healthy is not None:
                 save_file(_packed(healthy), staging / "healthy.safetensors")
+            if negatives:
+                save_file(negatives, staging / "negatives.safetensors")
             write_json(staging / "state.json", asdict(progress))
         for old in self._steps()[KEPT:]:
             shutil.rmtree(old)
@@ -250,11 +255,13 @@ def _unpacked(tensors: dict[str, Tensor]) -> Healthy:
 def _read(path: Path) -> tuple[State, Weights]:
     """Return the state and the model's weights."""
     best, healthy = path / "best.safetensors", path / "healthy.safetensors"
+    negatives = path / "negatives.safetensors"
     told = json.loads((path / "state.json").read_text(encoding="utf-8"))
     state = State(
         progress=Progress(**{**told, "leaving": Leaving(**told["leaving"])}),
         best=load_file(best) if best.exists() else None,
         healthy=_unpacked(load_file(healthy)) if healthy.exists() else None,
         optimizer=load_file(path / "optimizer.safetensors"),
+        negatives=load_file(negatives) if negatives.exists() else {},
     )
     return state, load_file(path / "model.safetensors")

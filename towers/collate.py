@@ -9,7 +9,8 @@ V distinct documents of a batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from features.errors import ConfigError
 from towers.batch import Features, Ragged
-from towers.data import Ints, Lists, TrainingData
+from towers.data import Floats, Ints, Lists, TrainingData
 from towers.exclusions import Exclusions
 from towers.negatives import Scope, Source, excluded_own, excluded_pairs, log_expected_columns
 
@@ -33,7 +34,8 @@ class Batch:
         query_rows: (Q,) distinct rows of the prepared queries to encode.
         query_place: (B,) where in them each row's query is.
         document_rows: (V,) distinct rows of the prepared documents to encode.
-        document_place: (N,) where in them each column's document is; the first B are the positives.
+        document_place: (N - F,) where in them each column's document is; the first B are the positives.
+        queued: (F, D) vectors of the last F columns, which are not encoded again; F may be 0.
         excluded: The pairs of row and column that may not be negatives.
         log_q: (N,) log of the expected number of columns of each document.
         source: (N,) `Source` of each column.
@@ -48,6 +50,7 @@ class Batch:
     query_place: Tensor
     document_rows: Tensor
     document_place: Tensor
+    queued: Tensor
     excluded: Exclusions
     log_q: Tensor
     source: Tensor
@@ -78,11 +81,15 @@ class Draw:
         source: Which.
         document: (M,) rows in the catalogue.
         owner: (M,) the row of the batch that alone sees each, ascending; `None`: all rows see all.
+        chance: (M,) how likely the draw was to take each; `None` for sources with a share of the catalogue.
+        vectors: (M, D) of documents that are not to be encoded; such a draw has no owner and is the last.
     """
 
     source: Source
     document: Ints
-    owner: Ints | None
+    owner: Ints | None = None
+    chance: Floats | None = None
+    vectors: Tensor | None = None
 
 
 def collate(data: TrainingData, rows: Ints, draws: Sequence[Draw]) -> Batch:
@@ -98,51 +105,75 @@ def collate(data: TrainingData, rows: Ints, draws: Sequence[Draw]) -> Batch:
     document_N = np.concatenate(columns)
     codes = [Source.IN_BATCH, *(draw.source for draw in shared)]
     source_N = np.repeat(np.array(codes, dtype=np.int64), [len(column) for column in columns])
-    own_BU, own_source_BU, missing_BU = _own_documents(data.document[rows], draws)
-    unclicked = (source_N == Source.UNCLICKED).sum() + (
-        (own_source_BU == Source.UNCLICKED) & ~missing_BU
-    ).sum() / len(rows)
+    own = _own_documents(data.document[rows], draws)
+    own_BU, missing_BU = own.document, own.missing
+    queued = next((draw.vectors for draw in shared if draw.vectors is not None), torch.zeros(0, 0))
+    log_q = partial(
+        log_expected_columns,
+        rows=len(rows) + len(queued),
+        unclicked=(source_N == Source.UNCLICKED).sum()
+        + ((own.source == Source.UNCLICKED) & ~missing_BU).sum() / len(rows),
+        catalogue=data.catalogue,
+        uniform=float((source_N == Source.UNIFORM).sum()),
+    )
     query_rows, query_place = np.unique(data.query[rows], return_inverse=True)
-    document_rows, place = np.unique(np.concatenate([document_N, own_BU.ravel()]), return_inverse=True)
+    fresh = len(document_N) - len(queued)
+    document_rows, place = np.unique(
+        np.concatenate([document_N[:fresh], own_BU.ravel()]), return_inverse=True
+    )
     key_B, catalogue = data.query_key[rows], data.catalogue
     barred_BU = excluded_own(key_B, document_N[: len(rows)], own_BU, catalogue)
     return Batch(
         query_rows=torch.from_numpy(query_rows),
         query_place=torch.from_numpy(query_place),
         document_rows=torch.from_numpy(document_rows),
-        document_place=torch.from_numpy(place[: len(document_N)]),
+        document_place=torch.from_numpy(place[:fresh]),
+        queued=queued,
         excluded=excluded_pairs(key_B, document_N, catalogue),
-        log_q=torch.from_numpy(log_expected_columns(document_N, len(rows), unclicked, catalogue)),
+        log_q=torch.from_numpy(log_q(document_N)),
         source=torch.from_numpy(source_N),
         weight=torch.from_numpy(data.weight[rows]),
-        own_place=torch.from_numpy(place[len(document_N) :].reshape(own_BU.shape)),
+        own_place=torch.from_numpy(place[fresh:].reshape(own_BU.shape)),
         own_excluded=torch.from_numpy(missing_BU | barred_BU),
-        own_log_q=torch.from_numpy(log_expected_columns(own_BU, len(rows), unclicked, catalogue)),
-        own_source=torch.from_numpy(own_source_BU),
+        own_log_q=torch.from_numpy(log_q(own_BU, chance=own.chance)),
+        own_source=torch.from_numpy(own.source),
     )
 
 
-def _own_documents(positive_B: Ints, draws: Sequence[Draw]) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """Lay each row's own documents side by side.
+class _Own(NamedTuple):
+    """Each row's own documents side by side, each (B, U).
 
-    Returns:
-        (B, U) rows in the catalogue, the positive's where a list is shorter than the longest; (B, U) sources;
-        and (B, U) True where there is no document.
+    Attributes:
+        document: Rows in the catalogue; the positive's where a list is shorter than the longest.
+        source: Where each comes from.
+        chance: How likely the draw was to take it; 0 for sources with a share of the catalogue.
+        missing: True where there is no document.
     """
+
+    document: Ints
+    source: Ints
+    chance: Floats
+    missing: NDArray[np.bool_]
+
+
+def _own_documents(positive_B: Ints, draws: Sequence[Draw]) -> _Own:
     nothing = np.empty(0, dtype=np.int64)
     owned = [(draw.owner, draw) for draw in draws if draw.owner is not None]
     owner = np.concatenate([nothing, *(owner for owner, _ in owned)])
     document = np.concatenate([nothing, *(draw.document for _, draw in owned)])
     source = np.concatenate([nothing, *(np.full(len(draw.document), draw.source) for _, draw in owned)])
+    chances = [np.zeros(len(draw.document)) if draw.chance is None else draw.chance for _, draw in owned]
+    chance = np.concatenate([np.empty(0), *chances])
     order = np.argsort(owner, kind="stable")
     lengths = np.bincount(owner, minlength=len(positive_B))
     place = np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner[order]]
     shape = (len(positive_B), int(lengths.max(initial=0)))
     document_BU, source_BU = np.tile(positive_B[:, None], shape[1]), np.zeros(shape, dtype=np.int64)
-    missing_BU = np.ones(shape, dtype=bool)
+    chance_BU, missing_BU = np.zeros(shape), np.ones(shape, dtype=bool)
     at = (owner[order], place)
     document_BU[at], source_BU[at], missing_BU[at] = document[order], source[order], False
-    return document_BU, source_BU, missing_BU
+    chance_BU[at] = chance[order]
+    return _Own(document_BU, source_BU, chance_BU, missing_BU)
 
 
 class Batches:
@@ -183,16 +214,24 @@ class Batches:
         self._unclicked = unclicked_per_query
         self._scope: Scope = scope
         self._seed = seed
-        self._order = lru_cache(maxsize=1)(self._shuffled)
+        self._order = lru_cache(maxsize=2)(self._shuffled)
 
-    def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0 over the whole stage."""
+    def rows(self, step: int) -> Ints:
+        """Return the (B,) examples of a step, counted from 0 over the whole stage."""
         epoch, position = divmod(step, self.per_epoch)
-        rows = self._order(epoch)[position * self._batch_size : (position + 1) * self._batch_size]
-        random = np.random.default_rng([*self._seed, epoch, 1 + position])
+        return self._order(epoch)[position * self._batch_size : (position + 1) * self._batch_size]
+
+    def random(self, step: int, source: Source) -> np.random.Generator:
+        """Return the generator that decides what a source draws for a step."""
+        epoch, position = divmod(step, self.per_epoch)
+        return np.random.default_rng([*self._seed, epoch, 1 + position, int(source)])
+
+    def batch(self, step: int, draws: Sequence[Draw] = ()) -> Batch:
+        """Return the batch of a step, counted from 0 over the stage, with what further sources drew."""
+        rows, random = self.rows(step), self.random(step, Source.UNCLICKED)
         unclicked, owner = sample_lists(self._data.unclicked, rows, self._unclicked, random)
         draw = Draw(Source.UNCLICKED, unclicked, owner if self._scope == "own" else None)
-        return collate(self._data, rows, [draw])
+        return collate(self._data, rows, [draw, *draws])
 
     def _shuffled(self, epoch: int) -> Ints:
         return np.random.default_rng([*self._seed, epoch]).permutation(len(self._data))

@@ -17,7 +17,9 @@ from towers.losses import build_loss
 from towers.objective import build_objective
 from towers.recovery import keep_healthy, next_phase, phase_of, recover, roll_back, watch
 from towers.schedule import StageConfig, build_optimizer
+from towers.shares import loss_shares
 from towers.step import Means, Step, measure, take_step
+from towers.supply import Supply
 from towers.training import Training, validate
 
 
@@ -42,10 +44,13 @@ def run_stage(training: Training) -> None:
     length = stage.length(batches.per_epoch)
     if progress.step == 0:
         _begin(training, stage, length)
+    supply = Supply(stage.negatives, training.model, training.data, training.inputs, batches)
+    if progress.step > 0:
+        supply.load_state_dict(training.supplied)
     following = None if progress.recovering else config.entered_by(progress.stage + 1)
     reason: str | None = None
     while reason is None:
-        step, rate = _step(training, stage, batches, length)
+        step, rate = _step(training, stage, batches, supply, length)
         _log_if_due(training, stage, step, rate, progress.step >= length)
         if config.guard is not None:
             signs = watch(training, config.guard, stage, step, (progress.step - 1) / length)
@@ -54,7 +59,7 @@ def run_stage(training: Training) -> None:
                 return
         reason = _reason_to_leave(training, stage, length, following)
         if reason is None:
-            _save_if_due(training)
+            _save_if_due(training, supply)
     details = {"name": stage.name, "steps": progress.step, "reason": reason}
     progress.stages.append(details)
     training.record.event("stage_finished", details)
@@ -74,11 +79,15 @@ def _begin(training: Training, stage: StageConfig, length: int) -> None:
         if training.config.guard is not None:
             keep_healthy(training)
     training.logged_at = time.monotonic()
+    if stage.unclicked_per_query > 0 and len(training.data.unclicked.values) == 0:
+        training.record.event("nothing_unclicked", {"name": stage.name})
     details = {"name": stage.name, "loss": stage.loss.kind, "batch_size": stage.batch_size, "steps": length}
     training.record.event("stage_started", details | {"learning_rate": stage.learning_rate})
 
 
-def _step(training: Training, stage: StageConfig, batches: Batches, length: int) -> tuple[Step, float]:
+def _step(
+    training: Training, stage: StageConfig, batches: Batches, supply: Supply, length: int
+) -> tuple[Step, float]:
     """Take one optimiser step and return it with its learning rate.
 
     Raises:
@@ -91,12 +100,14 @@ def _step(training: Training, stage: StageConfig, batches: Batches, length: int)
     share = min(1.0, progress.step / length)
     objective = build_objective(stage.loss, tiled=stage.uses_tiles, progress=share)
     means = Means(config.gradient_clip, stage.encode_rows, Ranks.of_group())
-    batch = batches.batch(progress.step)
     try:
+        draws = supply.draws(training.model, progress.step, length, training.record)
+        batch = batches.batch(progress.step, draws)
         step = take_step(training.model, training.inputs, batch, objective, training.optimizer, means)
     except TrainingError as error:
         where = f"stage {stage.name!r}, step {progress.step + 1} of {length}"
         raise TrainingError(f"{where}: {error}; lower its learning_rate or set gradient_clip") from None
+    supply.learn(training.model, progress.step)
     progress.step += 1
     progress.total += 1
     return step, rate
@@ -149,7 +160,9 @@ def _log_if_due(training: Training, stage: StageConfig, step: Step, rate: float,
     progress, config = training.progress, training.config
     if progress.step % config.log_every != 0 and not last:
         return
-    measured = {**measure(step), "learning_rate": rate, "temperature": float(training.model.temperature)}
+    temperature = training.model.temperature
+    measured = {**measure(step), **loss_shares(step, stage.loss, temperature)}
+    measured |= {"learning_rate": rate, "temperature": float(temperature)}
     progress.curve.append({"stage": stage.name, "step": progress.total, **measured})
     now = time.monotonic()
     steps = progress.step % config.log_every or config.log_every
@@ -159,9 +172,14 @@ def _log_if_due(training: Training, stage: StageConfig, step: Step, rate: float,
         training.record.metric(f"train/{name}", value, progress.total)
 
 
-def _save_if_due(training: Training) -> None:
+def _save_if_due(training: Training, supply: Supply) -> None:
     if time.monotonic() - training.saved_at >= training.config.checkpoint_seconds:
         training.checkpoints.save(
-            training.progress, training.model, training.optimizer, training.best, training.healthy
+            training.progress,
+            training.model,
+            training.optimizer,
+            training.best,
+            training.healthy,
+            supply.state_dict(),
         )
         training.saved_at = time.monotonic()

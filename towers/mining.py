@@ -139,11 +139,7 @@ class Corpus:
             TrainingError: If a vector is not finite, or not of unit length under cosine.
         """
         self.config = config
-        if config.score_share is not None and model.similarity != "cosine":
-            raise ConfigError(
-                f"negatives.mined.score_share compares cosines, but towers.similarity is {model.similarity}; "
-                "set score_share to null"
-            )
+        require_cosine(config, model.similarity)
         self._normalised = model.similarity == "cosine"
         self.vectors = self.check(encode_all(model, model.encode_documents, documents))
         self.size = len(self.vectors)
@@ -193,6 +189,19 @@ class Corpus:
         score_QK[row_QK < 0] = -np.inf
         order = np.lexsort((row_QK, -score_QK), axis=1)
         return np.take_along_axis(score_QK, order, axis=1), np.take_along_axis(row_QK, order, axis=1)
+
+
+def require_cosine(config: MinedSource, similarity: str) -> None:
+    """Assert that a share of the positive's score means something.
+
+    Raises:
+        ConfigError: If `score_share` is set and scores are not cosines.
+    """
+    if config.score_share is not None and similarity != "cosine":
+        raise ConfigError(
+            f"negatives.mined.score_share compares cosines, but towers.similarity is {similarity}; "
+            "set score_share to null"
+        )
 
 
 def mine(model: TwoTower, corpus: Corpus, data: TrainingData, queries: Features, examples: Ints) -> Ints:

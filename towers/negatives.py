@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from towers.data import Catalogue, Ints, Lists
+from towers.data import Catalogue, Floats, Ints, Lists
 from towers.exclusions import Exclusions
 
 Scope = Literal["own", "batch"]
@@ -116,28 +116,44 @@ def _distinct_lists(key: Ints, column: Ints, keys: int, width: int) -> Lists:
 
 
 def log_expected_columns(
-    document: Ints, rows: int, unclicked: float, catalogue: Catalogue
+    document: Ints,
+    rows: float,
+    unclicked: float,
+    catalogue: Catalogue,
+    *,
+    uniform: float = 0.0,
+    chance: Floats | None = None,
 ) -> NDArray[np.float32]:
     """Return log Q of each column: of the number of columns its document takes in an average batch.
 
-    A row sees B in-batch columns, drawn as training positives are (share p), and M unclicked ones, drawn as
-    unclicked documents are (share u). A document is thus expected `Q_j = B p_j + M u_j` times, from whichever
-    source the column at hand came (the balance heuristic of multiple importance sampling), where M is all
-    unclicked columns under scope `batch` and the mean number of a row's own under scope `own`. Dividing each
-    column's exponential by Q makes the sum over columns an estimate of the sum over the catalogue. An
-    expected number differs from a probability by a constant, which matters only beside an uncorrected
-    positive, where the number is the right one.
+    A row sees B in-batch and F queued columns, drawn as training positives are (share p), M unclicked ones,
+    drawn as unclicked documents are (share u), and U drawn uniformly from the D documents. A document is thus
+    expected `Q_j = (B + F) p_j + M u_j + U / D` times, from whichever source the column at hand came (the
+    balance heuristic of multiple importance sampling), where M is all unclicked columns under scope `batch`
+    and the mean number of a row's own under scope `own`. Dividing each column's exponential by Q makes the
+    sum over columns an estimate of the sum over the catalogue. An expected number differs from a probability
+    by a constant, which matters only beside an uncorrected positive, where the number is the right one.
+
+    Mined documents are no sample of the catalogue: given the row, document j comes with the known chance
+    `c_ij` that its pool's draw takes it, so that its own column has `Q_ij = Q_j + c_ij`. Shared columns keep
+    Q_j, though for a row in whose pool their document is it would be `Q_j + c_ij` too: that needs a number
+    for each pair, and such a pair is counted at most twice.
 
     p has a floor of half a training example, so that Q of a document that was never clicked is not 0.
 
     Args:
         document: Rows in the catalogue of the columns' documents, in any shape.
-        rows: B.
+        rows: B + F.
         unclicked: M.
         catalogue: Shares of positives and of unclicked documents.
+        uniform: U.
+        chance: c, in the shape of `document`; 0 where the document was not mined. `None`: all 0.
 
     Returns:
         Natural logarithms, in the shape of `document`.
     """
     expected = rows * catalogue.positive_share[document] + unclicked * catalogue.unclicked_share[document]
+    expected += uniform / len(catalogue.content)
+    if chance is not None:
+        expected = expected + chance
     return np.log(expected).astype(np.float32)

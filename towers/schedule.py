@@ -14,6 +14,7 @@ from towers.leaving import EnterConfig, LeaveConfig, ProbeConfig
 from towers.losses import CrossEntropyConfig, LossConfig, is_hinge
 from towers.metrics import LIST_AUC, parse_metric
 from towers.negatives import Scope
+from towers.sources import NegativesConfig
 
 WAITING_RATE = 0.1
 """Share of its peak rate at which a stage goes on while the next one waits for a measured separation."""
@@ -34,6 +35,9 @@ class StageConfig(Config):
     )
     unclicked_scope: Scope = Field(
         "own", description="Whether an unclicked document is a negative for its own query or the whole batch."
+    )
+    negatives: NegativesConfig = Field(
+        default_factory=NegativesConfig, description="Further sources of negatives: uniform, mined, queue."
     )
     encode_rows: int | None = Field(
         None,

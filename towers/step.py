@@ -108,6 +108,8 @@ def take_step(
     documents = _encode(model.encode_documents, inputs.documents, batch.document_rows, means, model)
     query_BD = queries.vectors.index_select(0, batch.query_place)
     document_ND = documents.vectors.index_select(0, batch.document_place)
+    if len(batch.queued) > 0:
+        document_ND = torch.cat([document_ND, batch.queued])
     own = _own_scores(query_BD, documents.vectors, batch)
     value = objective(
         query_BD,

@@ -30,6 +30,7 @@ from towers.collate import distinct_rows
 from towers.data import read_training_data
 from towers.determinism import reproducible
 from towers.loop import run_stage, stage_batches
+from towers.mining import require_cosine
 from towers.probe import build_probe
 from towers.record import ListRecorder, NoRecorder, Recorder
 from towers.schedule import StageConfig, TrainConfig, build_optimizer
@@ -106,6 +107,8 @@ def _prepare(
     data = read_training_data(examples)
     for number, stage in enumerate(config.stages):
         stage_batches(data, stage, (seed, number))  # a batch larger than the data is refused before any work
+        if stage.negatives.mined is not None:
+            require_cosine(stage.negatives.mined, towers.similarity)
     model = build_two_tower(towers, data.documents, data.queries)
     held = None
     if config.early_stopping:
@@ -130,6 +133,7 @@ def _resume(training: Training) -> bool:
     if state is None:
         return False
     training.progress, training.best, training.healthy = state.progress, state.best, state.healthy
+    training.supplied = state.negatives
     restore_optimizer(training.model, training.optimizer, state.optimizer)
     return True
 

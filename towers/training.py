@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from features.errors import ConfigError
 from towers.batch import Features
@@ -30,7 +31,8 @@ class Held:
 class Training:
     """Everything a training works on.
 
-    `progress`, `best`, `healthy`, `optimizer` and the weights change as it goes.
+    `progress`, `best`, `healthy`, `optimizer` and the weights change as it goes. `supplied` is the state of
+    the sources of negatives from which an interrupted stage goes on.
     """
 
     config: TrainConfig
@@ -47,6 +49,7 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     best: Weights | None = None
     healthy: Healthy | None = None
+    supplied: dict[str, Tensor] = field(default_factory=dict)
     saved_at: float = field(default_factory=time.monotonic)
     logged_at: float = field(default_factory=time.monotonic)
 
