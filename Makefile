@@ -17,7 +17,7 @@ export UV_COMPILE_BYTECODE := 1
 export UV_LINK_MODE := copy
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
-.PHONY: help install demo test lint test-slow test-crash test-gpu format lock clean
+.PHONY: help install demo test lint test-slow test-crash test-gpu format docs lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ test-gpu: install ## the tests that need a CUDA device
 format: install ## format the code
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
+
+docs: install ## renew docs/configuration.md from the descriptions in the code
+	@$(BIN)/twotower config --describe > docs/configuration.md
 
 lock: install ## renew uv.lock from pyproject.toml
 	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv lock

@@ -21,6 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+study = typer.Typer(help="Repeat a finding of this project on your data.", no_args_is_help=True)
+app.add_typer(study, name="study")
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.", show_default=False)]
 StorePath = Annotated[
     Path, typer.Argument(metavar="STORE", help="Store folder of a run.", show_default=False)
@@ -273,12 +276,39 @@ def doctor(
         )
 
 
+@study.command("collapse")
+@reported
+def study_collapse(config: ConfigPath, set_: Set = None, json: Json = False, debug: Debug = False) -> None:
+    """Find when a hinge collapses and what prevents it: trainings of equal compute, several seeds."""
+    from pipelines.commands import collapse_study
+    from pipelines.config import load_config
+
+    OUTPUT.finish(collapse_study(load_config(config, set_ or ())))
+
+
 @app.command("config")
 @reported
-def show_config(config: ConfigPath, set_: Set = None, json: Json = False, debug: Debug = False) -> None:
+def show_config(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML configuration.", show_default=False)
+    ] = None,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Print the reference of every key instead.")
+    ] = False,
+    set_: Set = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Validate a configuration and print it with every default, every path absolute."""
-    from pipelines.config import dump_config, load_config
+    from pipelines.config import RunConfig, dump_config, load_config
 
+    if describe:
+        from pipelines.describe import describe as reference
+
+        sys.stdout.write(reference(RunConfig))
+        return
+    if config is None:
+        raise ConfigError("no CONFIG given; name a YAML file, or ask for the reference with --describe")
     resolved = load_config(config, set_ or ())
     if not json:
         sys.stdout.write(dump_config(resolved))

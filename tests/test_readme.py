@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from features.simulate import SimulateConfig, simulate
+from serving.api import ServeConfig
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,7 +86,10 @@ def test_the_requests_are_answered(served: int, trained: Path) -> None:
     lines = blocks("sh")[1].splitlines()
     known = json.loads((trained / "products.jsonl").read_text().splitlines()[0])["sku"]
     for line in lines:
-        line = line.replace("127.0.0.1:8000", f"127.0.0.1:{served}").replace("sku-000123", known)
+        assert f"127.0.0.1:{ServeConfig().port}/" in line
+        line = line.replace(f"127.0.0.1:{ServeConfig().port}", f"127.0.0.1:{served}").replace(
+            "sku-000123", known
+        )
         done = subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
         reply = json.loads(done.stdout)
         assert "error" not in reply, f"{line}\n{reply}"
