@@ -120,6 +120,19 @@ def compare_runs(a: str, b: str, store: Path | None, page: Path | None) -> dict[
     return {"a": a, "b": b, "paired_queries": is_paired, "comparison": rows}
 
 
+def collapse_study(config: "RunConfig") -> dict[str, Any]:
+    """Run `twotower study collapse`, print its table and say where its files are."""
+    from rich.console import Console
+
+    from pipelines.progress import Progress
+    from pipelines.study import run_collapse_study, table
+
+    report = run_collapse_study(config, Progress(Console(stderr=True)))
+    OUTPUT.console.out(table(report["arms"]), highlight=False)
+    OUTPUT.console.out("written: " + ", ".join(report["files"]), highlight=False)
+    return report
+
+
 def simulate_shop(directory: Path, sessions: int | None, seed: int) -> dict[str, Any]:
     """Write a simulated shop and say what was written.
 

@@ -20,6 +20,7 @@ from features.lake import IngestConfig
 from features.qrels import QrelsConfig
 from features.readers import SourceConfig
 from pipelines.located_yaml import Key, Located, nearest, override, read_located_yaml
+from pipelines.study_config import CollapseStudyConfig
 from serving.api import ServeConfig
 from serving.index import IndexConfig
 from towers.encoders.inputs import FeatureTowerConfig
@@ -85,6 +86,9 @@ class RunConfig(Config):
     serve: ServeConfig = Field(default_factory=ServeConfig, description="The HTTP API.")
     promote: PromoteConfig = Field(default_factory=PromoteConfig, description="When to swap the champion.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="MLflow.")
+    study: CollapseStudyConfig | None = Field(
+        default=None, description="What `twotower study collapse` compares; none is off."
+    )
 
     @model_validator(mode="after")
     def _query_tower_reads_the_query(self) -> "RunConfig":

@@ -163,7 +163,8 @@ def _log_if_due(training: Training, stage: StageConfig, step: Step, rate: float,
     temperature = training.model.temperature
     measured = {**measure(step), **loss_shares(step, stage.loss, temperature)}
     measured |= {"learning_rate": rate, "temperature": float(temperature)}
-    progress.curve.append({"stage": stage.name, "step": progress.total, **measured})
+    point = {"stage": stage.name, "step": progress.total, "batch_size": stage.batch_size, **measured}
+    progress.curve.append(point)
     now = time.monotonic()
     steps = progress.step % config.log_every or config.log_every
     speed = steps * stage.batch_size / max(now - training.logged_at, 1e-9)
