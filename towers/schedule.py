@@ -9,12 +9,14 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from features.config import Config
+from features.errors import ConfigError
 from towers.guard import GuardConfig
 from towers.leaving import EnterConfig, LeaveConfig, ProbeConfig
 from towers.losses import CrossEntropyConfig, LossConfig, is_hinge
 from towers.metrics import LIST_AUC, parse_metric
 from towers.negatives import Scope
 from towers.sources import NegativesConfig
+from towers.tiled import require_tiled_form
 
 WAITING_RATE = 0.1
 """Share of its peak rate at which a stage goes on while the next one waits for a measured separation."""
@@ -75,6 +77,15 @@ class StageConfig(Config):
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"stage {self.name!r} needs exactly one of epochs and steps")
+        return self
+
+    @model_validator(mode="after")
+    def _has_tiled_form(self) -> Self:
+        if self.uses_tiles:
+            try:
+                require_tiled_form(self.loss)
+            except ConfigError as error:
+                raise ValueError(f"stage {self.name!r}: {error} (tiled: false)") from None
         return self
 
     @property

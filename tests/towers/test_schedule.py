@@ -98,3 +98,18 @@ def test_weight_decay_spares_biases_norms_and_embeddings() -> None:
     assert decay[id(linear.weight)] == 0.1
     assert decay[id(table.weight)] == decay[id(bag.embedding)] == 0.01
     assert sorted(decay.values()) == [0.0, 0.0, 0.0, 0.01, 0.01, 0.1]
+
+
+def test_a_large_batch_is_computed_in_tiles_unless_the_stage_says_otherwise() -> None:
+    sizes = [(size, tiled) for size in (4095, 4096) for tiled in ("auto", True, False)]
+    used = [StageConfig(name="a", epochs=1, batch_size=size, tiled=tiled).uses_tiles for size, tiled in sizes]
+    assert used == [False, True, False, True, True, False]
+
+
+def test_a_large_batch_of_an_objective_without_tiles_is_refused_until_it_says_so() -> None:
+    stage = {"name": "a", "epochs": 1, "batch_size": 4096, "loss": {"kind": "triplet"}}
+    with pytest.raises(
+        ValidationError, match=r"stage 'a': the objective 'triplet' has no tiled form.*tiled: false"
+    ):
+        StageConfig.model_validate(stage)
+    assert not StageConfig.model_validate(stage | {"tiled": False}).uses_tiles
