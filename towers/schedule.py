@@ -133,7 +133,7 @@ class EarlyStoppingConfig(Config):
     """When validation decides that a stage is over; the best weights are the result."""
 
     metric: str = Field(
-        "R@100", description="What to maximise: an ir_measures name such as R@100, or ListAUC."
+        "nDCG@10", description="What to maximise: an ir_measures name such as R@100, or ListAUC."
     )
     every: int = Field(
         100, ge=1, description="Optimiser steps between validations; each stage also ends with one."
@@ -159,8 +159,8 @@ class OptimizerConfig(Config):
 
 def _default_stages() -> tuple[StageConfig, ...]:
     return (
-        StageConfig(name="warm-up", batch_size=256, epochs=1, warmup_steps=20),
-        StageConfig(name="wide", batch_size=1024, unclicked_per_query=2, epochs=2, warmup_steps=20),
+        StageConfig(name="warm-up", batch_size=128, epochs=1, warmup_steps=20),
+        StageConfig(name="wide", batch_size=512, epochs=4, warmup_steps=20),
     )
 
 
