@@ -73,8 +73,8 @@ def test_memory_does_not_grow_with_the_square_of_the_batch(name: str) -> None:
 def test_bfloat16_is_near_float32(config: LossConfig) -> None:
     """2⁻⁹ of each factor is lost, which moves a logit of unit vectors at t = 0.07 by about 0.01.
 
-    A loss's value then moves by less than 0.2%, a gradient by less than 5%; the hinge's by less than 10%, since
-    some rows find another hardest negative, of nearly the same score.
+    A loss's value then moves by less than 0.2%, a gradient by less than 5%; the hinge's by less than 10%,
+    since some rows find another hardest negative, of nearly the same score.
     """
     generator = torch.Generator().manual_seed(5)
     query = normalize(torch.randn(300, 64, generator=generator)).requires_grad_()
