@@ -63,8 +63,8 @@ def run_collapse_study(config: RunConfig, progress: Any) -> dict[str, Any]:
             examples = _examples(config)
             runs = [
                 _one(config, arm, seed, examples, tracking, progress)
-                for arm in _arms(config.study)
                 for seed in config.study.seeds
+                for arm in _arms(config.study)
             ]
             report = {"study": config.study.model_dump(mode="json"), "arms": _summarise(runs)}
             report["files"] = _publish(config.store / "study", report, runs, tracking)

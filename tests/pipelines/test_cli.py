@@ -24,6 +24,7 @@ COMMANDS = {
     "simulate",
     "doctor",
     "config",
+    "study",
 }
 
 
