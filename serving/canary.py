@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from towers.two_tower import TwoTower
 
 from features.errors import BundleError
 from serving.encode import encode_documents, encode_queries
 from serving.index import Index, Neighbours, Vectors
 from serving.tune import exact_search
+from towers.two_tower import TwoTower
 
 CANARIES = 8
 DEPTH = 10

@@ -51,9 +51,10 @@ def test_the_wheel_works_outside_the_tree(wheel: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     code = (
         "import sys; sys.path[:0] = ['site']\n"
-        "import serving.page, features.simulate, pipelines.cli\n"
+        "import serving.page, pipelines.cli\n"
+        "from features.simulate import SimulateConfig, simulate\n"
         "from pathlib import Path\n"
         "assert Path(pipelines.cli.__file__).is_relative_to(Path('site').resolve())\n"
-        "features.simulate.simulate(Path('shop'), features.simulate.SimulateConfig(sessions=5, documents=20))\n"
+        "simulate(Path('shop'), SimulateConfig(sessions=5, documents=20))\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
