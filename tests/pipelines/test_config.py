@@ -61,6 +61,23 @@ def test_an_unknown_key_under_a_tagged_union_lists_the_keys_of_its_kind(shop_con
     assert "max_length" not in line.replace("ngram", "")
 
 
+def test_an_unknown_objective_is_answered_with_the_known_ones(shop_config):
+    (line,) = mistakes(shop_config, overrides=["train.stages.0.loss.kind=contrastive"])
+    assert "train.stages.0.loss: input tag 'contrastive'" in line
+    for kind in ("cross_entropy", "hinge", "triplet", "pair", "nce", "supervised_contrastive", "sigmoid"):
+        assert f"'{kind}'" in line
+    assert "'weighted_sum'" in line
+
+
+def test_an_unknown_key_inside_a_weighted_sum_lists_the_keys_of_that_part(shop_config):
+    loss = "{kind: weighted_sum, first: {kind: cross_entropy}, second: {kind: hinge, margn: 1}}"
+    (line,) = mistakes(shop_config, overrides=[f"train.stages.0.loss={loss}"])
+    assert (
+        'train.stages.0.loss.second.margn: unknown key; did you mean "margin"? allowed: kind, margin' in line
+    )
+    assert "log_q" not in line
+
+
 def test_an_unknown_key_of_a_source_lists_the_keys_of_its_format(shop_config):
     (line,) = mistakes(shop_config, "  format: columnar\n", "  format: columnar\n  contxt: []\n")
     assert 'source.contxt: unknown key; did you mean "context"?' in line

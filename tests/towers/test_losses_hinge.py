@@ -90,7 +90,7 @@ def test_equal_scores_cost_exactly_the_margin(pick: dict[str, Any]) -> None:
 
 
 def test_a_semi_hard_negative_lies_below_the_positive() -> None:
-    score = torch.tensor([[0.5, 0.9, 0.45, 0.1]], requires_grad=True)
+    score = torch.tensor([[0.5, 0.9, 0.45, 0.5]], requires_grad=True)
     config = HingeConfig(margin=0.2, negative="semi_hard", column_weight=0)
     loss = Hinge(config)(score, torch.zeros(1, 4).bool())
     loss.backward()
