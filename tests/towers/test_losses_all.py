@@ -293,3 +293,22 @@ def test_matrices_that_do_not_fit_are_refused(
 def test_a_temperature_that_is_not_positive_is_refused(name: str, temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature must be > 0; it is"):
         Case().value(build(name), temperature=temperature)
+
+
+@every_loss
+def test_free_vectors_learn_to_put_positives_first(name: str) -> None:
+    generator = torch.Generator().manual_seed(9)
+    query, document = (torch.randn(16, 8, generator=generator).requires_grad_() for _ in range(2))
+    optimizer = torch.optim.Adam([query, document], lr=0.1)
+    excluded = torch.zeros(16, 16, dtype=torch.bool)
+    loss = build(name)
+
+    def score() -> Tensor:
+        return torch.nn.functional.normalize(query) @ torch.nn.functional.normalize(document).T
+
+    assert (score().argmax(1) == torch.arange(16)).sum() < 6
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(score(), excluded, temperature=0.1, log_q_N=torch.zeros(16)).backward()
+        optimizer.step()
+    assert (score().argmax(1) == torch.arange(16)).sum() >= 12
