@@ -10,8 +10,7 @@ from torch import Tensor
 
 from towers.exclusions import Exclusions
 from towers.losses.matrix import OwnScores
-
-_TILE = 1 << 22  # scores at once: 16 MiB
+from towers.tiles import Tiles, TilingConfig
 
 
 @dataclass(frozen=True)
@@ -31,31 +30,38 @@ class Hardest:
 
 @torch.no_grad()
 def hardest_negatives(
-    query_BD: Tensor, document_ND: Tensor, excluded: Exclusions, own: OwnScores | None = None
+    query_BD: Tensor,
+    document_ND: Tensor,
+    excluded: Exclusions,
+    own: OwnScores | None = None,
+    tiling: TilingConfig | None = None,
 ) -> Hardest:
-    """Find them, a few rows at a time.
+    """Find them, tile by tile.
 
     Args:
         query_BD: Embeddings whose inner products are scores.
         document_ND: The columns; the first B are the positives.
         excluded: What may not be a negative.
         own: Scores of each query's own documents.
+        tiling: Size of the tiles.
 
     Returns:
         The first of several equally hard ones.
     """
-    rows, width = len(query_BD), len(document_ND)
-    step = max(1, _TILE // width)
-    negative_B, column_B = query_BD.new_empty(rows), excluded.columns.new_empty(rows)
-    for first in range(0, rows, step):
-        end = min(first + step, rows)
-        score_TN = query_BD[first:end] @ document_ND.T
-        score_TN[excluded.block(first, end)] = -torch.inf
-        score_TN.diagonal(first).fill_(-torch.inf)
-        negative_B[first:end], column_B[first:end] = score_TN.max(1)
+    width = len(document_ND)
+    negative_B = torch.full_like(query_BD[:, 0], -torch.inf)
+    column_B = torch.zeros_like(negative_B, dtype=torch.int64)
+    tiles = Tiles(query_BD, document_ND, excluded, tiling or TilingConfig())
+    for rows in tiles.row_blocks():
+        for tile in tiles.of(rows, query_BD[rows]):
+            score_RC = tile.exclude(-torch.inf)
+            better = (score_RC.amax(1) > negative_B[rows]).nonzero().view(-1)  # fewer from tile to tile
+            best, place = score_RC[better].max(1)
+            negative_B[rows.start + better] = best
+            column_B[rows.start + better] = tile.columns.start + place
     if own is not None and own.score_BU.shape[1] > 0:
         best_B, place_B = own.score_BU.masked_fill(own.excluded_BU, -torch.inf).max(1)
         column_B = torch.where(best_B > negative_B, width + place_B, column_B)
         negative_B = torch.maximum(negative_B, best_B)
-    positive_B = (query_BD * document_ND[:rows]).sum(1)
+    positive_B = torch.linalg.vecdot(query_BD, document_ND[: len(query_BD)])
     return Hardest(positive_B, negative_B, column_B)

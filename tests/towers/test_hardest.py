@@ -1,24 +1,22 @@
 import pytest
 import torch
 
-from towers import hardest
 from towers.exclusions import Exclusions
 from towers.hardest import hardest_negatives
 from towers.losses import OwnScores
+from towers.tiles import TilingConfig
 
 
-@pytest.mark.parametrize("tile", [1, 40, 1 << 22])
-def test_the_hardest_allowed_negative_is_found_in_tiles_of_any_size(
-    tile: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hardest, "_TILE", tile)
+@pytest.mark.parametrize("tiling", [None, TilingConfig(rows=1, columns=1), TilingConfig(rows=4, columns=5)])
+def test_the_hardest_allowed_negative_is_found_in_tiles_of_any_size(tiling: TilingConfig | None) -> None:
     generator = torch.Generator().manual_seed(0)
     query, document = (torch.randn(rows, 8, generator=generator) for rows in (9, 14))
     mask = torch.rand(9, 14, generator=generator) < 0.4
     mask.diagonal().fill_(False)
     own = torch.randn(9, 3, generator=generator) * 3
     own_mask = torch.rand(9, 3, generator=generator) < 0.3
-    found = hardest_negatives(query, document, Exclusions.from_mask(mask), OwnScores(own, own_mask))
+    exclusions = Exclusions.from_mask(mask)
+    found = hardest_negatives(query, document, exclusions, OwnScores(own, own_mask), tiling)
     for i in range(9):
         negatives = [((query[i] @ document[j]).item(), j) for j in range(14) if j != i and not mask[i, j]]
         negatives += [(own[i, u].item(), 14 + u) for u in range(3) if not own_mask[i, u]]
