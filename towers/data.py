@@ -90,13 +90,18 @@ def read_training_data(examples: Path) -> TrainingData:
     """Read `train`, `documents` and `known_positives` of an examples artifact.
 
     Raises:
-        SchemaError: If there is no training row, a weight is not positive, or a row names a document that is
-            not in the catalogue.
+        SchemaError: If there is no training row, a weight is not positive, a row names a document that is
+            not in the catalogue, or all documents have one content.
     """
     table = pq.read_table(examples / "train.parquet")
     if table.num_rows == 0:
         raise SchemaError(f"{examples}/train.parquet has no rows: no click lies before the cut; move the cut")
     documents = pd.read_parquet(examples / "documents.parquet")
+    if documents["content_key"].fillna(documents["doc_id"]).nunique() < 2:
+        raise SchemaError(
+            f"{examples}/documents.parquet: every document has the same content, so there is nothing to tell "
+            "apart; check which columns make title and text"
+        )
     index = document_index(documents)
     positive = locate(index, table["positive_doc_id"], f"{examples}/train.parquet: positive_doc_id")
     unclicked = locate_lists(
