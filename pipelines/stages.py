@@ -16,6 +16,7 @@ from features.errors import ArtifactError
 from pipelines.comparison import TOWERS, read_evaluation
 from pipelines.config import RunConfig, portable
 from pipelines.judged import prepared_qrels, qrels_key
+from pipelines.local_models import model_digests
 from pipelines.promote import Decision, promote
 from pipelines.tracking import StageRun, Tracking
 from pipelines.workspace import StageResult, Workspace, stage_key
@@ -132,7 +133,8 @@ class Train(Stage):
 
     def __init__(self, config: RunConfig, data: StageResult) -> None:
         section = {"towers": config.towers, "train": config.train, "seed": config.seed}
-        super().__init__(config, section, {"examples": data.digest})
+        models = model_digests(Workspace(config.store), config.towers)
+        super().__init__(config, section, {"examples": data.digest, **models})
         self._examples = Path(data.path)
 
     def run(self, recorder: Any) -> Outcome:
