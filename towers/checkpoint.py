@@ -130,14 +130,16 @@ def _distinct(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 class Checkpoints:
     """The progress directory of one training."""
 
-    def __init__(self, target: Path, configuration: str, record: Recorder) -> None:
+    def __init__(self, target: Path, configuration: str, record: Recorder, *, writes: bool = True) -> None:
         """Prepare.
 
         Args:
             target: Where the finished artifact will be.
             configuration: Digest of everything that decides the result; other progress is not resumed.
             record: Told of what is resumed, damaged or discarded.
+            writes: False for a rank that only reads, since another one writes: nothing is saved or removed.
         """
+        self._writes = writes
         self.directory = target.with_name(f"{target.name}.progress")
         self._configuration = configuration
         self.record = record
@@ -152,6 +154,8 @@ class Checkpoints:
         negatives: dict[str, Tensor] | None = None,
     ) -> None:
         """Publish the state after `progress.total` steps and remove all but the last two."""
+        if not self._writes:
+            return
         content = {"configuration": self._configuration, "step": progress.total}
         with publish(self.directory / f"step-{progress.total}", KIND, content) as staging:
             save_file(weights_of(model), staging / "model.safetensors")
@@ -175,7 +179,7 @@ class Checkpoints:
         Returns:
             The state, or `None` where there is nothing to resume.
         """
-        for leftover in self.directory.glob(".*"):
+        for leftover in self.directory.glob(".*") if self._writes else ():
             shutil.rmtree(leftover, ignore_errors=True)
         for path in self._steps():
             try:
@@ -184,7 +188,8 @@ class Checkpoints:
                     self.record.event(
                         "progress_discarded", {"path": path.name, "why": "another configuration"}
                     )
-                    shutil.rmtree(path)
+                    if self._writes:
+                        shutil.rmtree(path)
                     continue
                 state, weights = _read(path)
             except (ArtifactError, SafetensorError, OSError) as error:
@@ -198,7 +203,8 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Remove the progress directory; the training is finished."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self._writes:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _steps(self) -> list[Path]:
         """Return the state directories, latest first."""

@@ -14,7 +14,9 @@ What enters the objective other than through vectors, the temperature, counts on
 Shapes: V distinct rows of the batch, D embedding; P numbers of all parameters.
 """
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
@@ -44,6 +46,11 @@ class Ranks:
         if not dist.is_available() or not dist.is_initialized():
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.size > 1:
+            dist.barrier()
 
     def share(self, items: Sequence[_Anything], rank: int | None = None) -> Sequence[_Anything]:
         """Return the consecutive items that a rank has, this one by default; earlier ranks have one more."""
@@ -93,3 +100,25 @@ class Ranks:
         for parameter, end, ranks in zip(trained, ends, counts, strict=True):
             total = flat_P[end - parameter.numel() : end].view_as(parameter)
             parameter.grad = total.clone() if ranks else None
+
+
+@contextmanager
+def joined_ranks(*, use_cuda: bool) -> Iterator[Ranks]:
+    """Join the group that torchrun started this process for, and leave it at the end.
+
+    A process that torchrun did not start, or started alone, is a single rank. A group that is there already
+    is used and left as it is.
+
+    Args:
+        use_cuda: Whether to train on GPUs, over NCCL, each rank on its own; else on CPUs, over gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield Ranks.of_group()
+        return
+    if use_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if use_cuda else "gloo")
+    try:
+        yield Ranks.of_group()
+    finally:
+        dist.destroy_process_group()

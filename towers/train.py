@@ -29,6 +29,7 @@ from towers.checkpoint import TOLD, Checkpoints, load_weights, restore_optimizer
 from towers.collate import distinct_rows
 from towers.data import read_training_data
 from towers.determinism import reproducible
+from towers.distributed import Ranks, joined_ranks
 from towers.loop import run_stage, stage_batches
 from towers.mining import require_cosine
 from towers.probe import build_probe
@@ -61,6 +62,9 @@ def train(
         seed: ≥ 0; decides initial weights, order, negatives and dropout.
         record: Told of every measurement and event.
 
+    Started by torchrun, every rank calls this with the same arguments and directories; the first one alone
+    writes and records.
+
     Returns:
         The published artifact, of kind `checkpoint`.
 
@@ -80,20 +84,27 @@ def train(
         "seed": seed,
         "examples": source.digest,
     }
-    with reproducible(config, seed) as device:
+    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    with joined_ranks(use_cuda=use_cuda) as ranks, reproducible(config, seed) as device:
         settings |= {
+            "ranks": ranks.size,
             "device": device.type,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
         }
-        checkpoints = Checkpoints(target, digest_of(settings), record)
+        writes = ranks.rank == 0
+        record = record if writes else NoRecorder()
+        checkpoints = Checkpoints(target, digest_of(settings), record, writes=writes)
         training = _prepare(examples, towers, config, seed, device, checkpoints)
-        resumed = _resume(training)
+        resumed = _resume(training, ranks)
         if training.held and not resumed:
             measure_validation(training, training.held)
         while training.progress.stage < len(config.stages):
             run_stage(training)
-        return _finish(training, target, settings, started)
+        if writes:
+            _finish(training, target, settings, started)
+        ranks.wait()
+        return Artifact.read(target, "checkpoint")
 
 
 def _prepare(
@@ -127,9 +138,14 @@ def _prepare(
     return Training(config, seed, record, device, data, inputs, held, probe, model, optimizer, checkpoints)
 
 
-def _resume(training: Training) -> bool:
+def _resume(training: Training, ranks: Ranks) -> bool:
     """Load the last whole state, if any; returns whether there was one."""
+    if ranks.rank > 0:
+        ranks.wait()  # the first rank clears away what is damaged or of another training
     state = training.checkpoints.resume(training.model)
+    if ranks.rank == 0:
+        ranks.wait()
+    ranks.wait()
     if state is None:
         return False
     training.progress, training.best, training.healthy = state.progress, state.best, state.healthy
@@ -138,7 +154,7 @@ def _resume(training: Training) -> bool:
     return True
 
 
-def _finish(training: Training, target: Path, settings: dict[str, Any], started: float) -> Artifact:
+def _finish(training: Training, target: Path, settings: dict[str, Any], started: float) -> None:
     """Publish the best weights, or the last ones where nothing was validated."""
     progress = training.progress
     if training.best is not None:
@@ -150,4 +166,3 @@ def _finish(training: Training, target: Path, settings: dict[str, Any], started:
         write_json(staging / "training.json", {"settings": settings, **told})
         content["seconds"] = round(time.monotonic() - started, 3)
     training.checkpoints.remove()
-    return Artifact.read(target, "checkpoint")

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from towers.distributed import Ranks
 
-WORKER = Path(__file__).with_name("ranks_worker.py")
+HERE = Path(__file__).parent
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def worker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ranks_worker", WORKER)
+def loaded(name: str) -> ModuleType:
+    """Return a worker as a module, so that what a rank does can be done in this process."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -26,27 +26,26 @@ def worker() -> ModuleType:
     return module
 
 
-def torchrun(ranks: int, examples: Path, target: Path) -> None:
-    target.mkdir()
+def torchrun(ranks: int, name: str, *arguments: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
-        [*command, str(WORKER), str(examples), str(target)],
+        [*command, str(HERE / f"{name}.py"), *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_several_ranks_take_the_step_of_one(
-    ranks: int, coloured_things: Path, tmp_path: Path, worker: ModuleType
-) -> None:
+def test_several_ranks_take_the_step_of_one(ranks: int, coloured_things: Path, tmp_path: Path) -> None:
     """Loss, gradient norm and every gradient, on every rank; parts are uneven and columns more than rows."""
-    torchrun(ranks, coloured_things, tmp_path / "out")
+    worker = loaded("ranks_worker")
+    (tmp_path / "out").mkdir()
+    torchrun(ranks, "ranks_worker", coloured_things, tmp_path / "out")
     for case in worker.CASES:
         numbers, gradients = worker.one_step(coloured_things, case, Ranks())
         for rank in range(ranks):
@@ -60,7 +59,28 @@ def test_several_ranks_take_the_step_of_one(
                 assert torch.allclose(weights[name], gradient, rtol=1e-4, atol=1e-6), (case, name)
 
 
-def test_tiles_and_cache_change_nothing_but_rounding(coloured_things: Path, worker: ModuleType) -> None:
+def test_a_training_on_two_ranks_is_that_of_one(coloured_things: Path, tmp_path: Path) -> None:
+    """Through both stages, validations and checkpoints; only the first rank writes and records."""
+    worker = loaded("training_worker")
+    events = worker.run(coloured_things, tmp_path / "one")
+    (tmp_path / "events").mkdir()
+    torchrun(2, "training_worker", coloured_things, tmp_path / "two", tmp_path / "events")
+    assert json.loads((tmp_path / "events" / "0.json").read_text(encoding="utf-8")) == events
+    assert json.loads((tmp_path / "events" / "1.json").read_text(encoding="utf-8")) == []
+    assert not (tmp_path / "two.progress").exists()
+    one, two = (
+        json.loads((tmp_path / name / "training.json").read_text(encoding="utf-8")) for name in ("one", "two")
+    )
+    assert two["settings"]["ranks"] == 2
+    assert len(one["curve"]) == len(two["curve"]) == 12
+    for a, b in zip(one["curve"], two["curve"], strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-3)
+    assert two["validations"] == one["validations"]
+
+
+def test_tiles_change_nothing_but_rounding(coloured_things: Path) -> None:
+    worker = loaded("ranks_worker")
     plain, plain_gradients = worker.one_step(coloured_things, "plain", Ranks())
     tiled, tiled_gradients = worker.one_step(coloured_things, "tiled", Ranks())
     assert tiled["loss"] == pytest.approx(plain["loss"], rel=1e-6)
