@@ -20,6 +20,7 @@ from features.example_files import KNOWN_POSITIVES, LISTS, QUERIES, TRAIN, docum
 from features.example_log import Log, count_examples
 from features.heldout import held_out
 from features.histories import clicks_before, latest
+from features.lake import read_documents, read_impressions
 from features.popularity import document_statistics
 from features.propensity import PositionBias, estimate_position_bias, weigh_by_propensity
 from features.splits import (
@@ -33,6 +34,7 @@ from features.splits import (
     check_no_leakage,
     cuts,
 )
+from features.tables import IMPRESSIONS
 from features.text import document_text, normalise
 
 
@@ -57,7 +59,7 @@ class ExamplesConfig(Config):
         "click, where one at a place that is rarely looked at weighs more (features.propensity).",
     )
     propensity_floor: float = Field(
-        0.1,
+        0.3,
         gt=0,
         le=1,
         description="Places looked at less than this share of the best place's looks weigh as if at this "
@@ -136,15 +138,15 @@ def _open(connection: BaseBackend, lake: Path, config: ExamplesConfig) -> tuple[
     for name in ("impressions", "documents"):
         if not any((lake / name).rglob("*.parquet")):
             raise SchemaError(f"{lake} holds no {name}; look at its quarantine, then ingest the log again")
-    impressions = connection.read_parquet(str(lake / "impressions" / "**" / "*.parquet"))
-    documents = connection.read_parquet(str(lake / "documents" / "*.parquet"))
+    impressions, documents = read_impressions(lake, connection), read_documents(lake, connection)
     session = config.split.session_column if isinstance(config.split, SessionSplit) else None
     if session is not None and session not in impressions.columns:
         raise ConfigError(
             f"examples.split.session_column {session!r} is not a column of the impressions; "
             f"it has {', '.join(impressions.columns)}"
         )
-    return impressions, documents
+    columns = dict.fromkeys([*IMPRESSIONS.names, *([session] if session else [])])
+    return impressions.select(*columns), documents
 
 
 def _read_log(

@@ -6,7 +6,7 @@ Shapes: B queries, N documents, N ≥ B, U documents of each query's own; R rows
 import torch
 from torch import Tensor
 
-from towers.losses import LossConfig, WeightedSumConfig
+from towers.losses import HingeConfig, LossConfig, TripletConfig, WeightedSumConfig
 from towers.negatives import Source
 from towers.step import Step
 
@@ -18,10 +18,11 @@ MOST_ROWS = 512
 def loss_shares(step: Step, loss: LossConfig, temperature: Tensor) -> dict[str, float]:
     """Return the share of each source that the batch has, `share_<source>`; they sum to 1.
 
-    Under an objective with a margin, the hardest negative is what counts: the share of the rows whose hardest
-    allowed negative is from the source. Under any other, the source's share of the negatives' part of the row
-    softmax, `Σ_j∈source exp(s_ij / temperature - log Q_j)` over the same sum of all negatives, averaged over
-    the rows; log Q as the objective has it. Of a weighted sum its first objective decides.
+    Under a hinge or triplets the hardest negative is what counts most: the share of the rows whose hardest
+    allowed negative is from the source. Under any other objective it is the source's share of the negatives'
+    part of the row softmax, `Σ_j∈source exp(s_ij / temperature - log Q_j)` over the same sum of all
+    negatives, averaged over the rows; log Q as the objective has it. Of a weighted sum its first objective
+    decides.
 
     Args:
         step: What was computed.
@@ -38,7 +39,7 @@ def loss_shares(step: Step, loss: LossConfig, temperature: Tensor) -> dict[str, 
     if not kept.any():
         return {}
     logit_RX, source_RX = logit_RX[kept], source_RX[kept]
-    if hasattr(loss, "margin"):
+    if isinstance(loss, HingeConfig | TripletConfig):
         mass_RX = torch.zeros_like(logit_RX).scatter_(1, logit_RX.argmax(1, keepdim=True), 1.0)
     else:
         mass_RX = logit_RX.softmax(1)
