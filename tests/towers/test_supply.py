@@ -16,7 +16,7 @@ from features.artifact import Artifact, publish
 from features.errors import ConfigError
 from towers.collate import Batches, Draw, collate
 from towers.data import TrainingData, read_training_data
-from towers.losses import CrossEntropyConfig
+from towers.losses import CrossEntropyConfig, HingeConfig, LossConfig
 from towers.negatives import Source, log_expected_columns
 from towers.objective import build_objective
 from towers.record import ListRecorder, NoRecorder, Recorder
@@ -126,6 +126,33 @@ def test_queued_vectors_are_scored_and_get_no_gradient(data: TrainingData) -> No
     with torch.no_grad():
         anew = stage.model.encode_documents(stage.inputs.documents.take(torch.from_numpy(draws[0].document)))
     assert not torch.allclose(anew, draws[0].vectors, atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropyConfig(), HingeConfig(margin=0.2)])
+def test_every_source_composes_with_tiles_and_gradient_caching(data: TrainingData, loss: LossConfig) -> None:
+    """One step as a whole, and in tiles with 7 rows encoded at a time: the same loss and gradients."""
+    found = []
+    for tiled, means in ((False, Means()), (True, Means(encode_rows=7))):
+        stage = Stage(data, **EVERYTHING)
+        stage.model.eval()
+        positives = data.document[stage.batches.rows(0)]
+        stage.supply.learn(stage.model, 0)
+        with torch.no_grad():  # else queued vectors tie with the same documents encoded anew
+            next(stage.model.document.parameters()).normal_(generator=torch.Generator().manual_seed(1))
+        batch = stage.batches.batch(0, stage.supply.draws(stage.model, 0, 1, NoRecorder()))
+        assert len(batch.queued) == len(positives)
+        objective = build_objective(loss, tiled=tiled)
+        step = take_step(stage.model, stage.inputs, batch, objective, stage.optimizer, means)
+        gradients = {
+            name: parameter.grad.clone()
+            for name, parameter in stage.model.named_parameters()
+            if parameter.grad is not None
+        }
+        found.append((step.loss, gradients))
+    (plain, one), (tiles, two) = found
+    assert tiles == pytest.approx(plain, rel=1e-5)
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-6) for name in one)
 
 
 def test_only_the_windows_examples_are_mined_and_only_when_it_begins(data: TrainingData) -> None:
