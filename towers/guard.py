@@ -36,7 +36,7 @@ class GuardConfig(Config):
     steps: int = Field(20, ge=1, description="All three signs must be seen in so many steps in a row.")
     rows: int = Field(256, ge=2, description="Rows of the batch that are looked at.")
     loss_tolerance: float = Field(
-        0.025, gt=0, lt=1, description="Share of the loss of equal scores by which the loss may differ."
+        0.05, gt=0, lt=1, description="Share of the loss of equal scores by which the loss may differ."
     )
     gap_tolerance: float = Field(
         0.01, gt=0, description="Largest gap that counts as none, in units of a score of equal vectors."

@@ -63,7 +63,7 @@ def run_stage(training: Training) -> None:
     details = {"name": stage.name, "steps": progress.step, "reason": reason}
     progress.stages.append(details)
     training.record.event("stage_finished", details)
-    if progress.retries > 0 and not progress.recovering:
+    if progress.retries > 0 and not progress.recovering and progress.suspicious == 0:
         training.record.event("recovered", {"stage": stage.name, "retries": progress.retries})
     next_phase(progress)
 
@@ -162,7 +162,7 @@ def _log_if_due(training: Training, stage: StageConfig, step: Step, rate: float,
         return
     temperature = training.model.temperature
     measured = {**measure(step), **loss_shares(step, stage.loss, temperature)}
-    measured |= {"learning_rate": rate, "temperature": float(temperature)}
+    measured |= {"learning_rate": rate, "temperature": float(temperature.detach())}
     point = {"stage": stage.name, "step": progress.total, "batch_size": stage.batch_size, **measured}
     progress.curve.append(point)
     now = time.monotonic()

@@ -1,0 +1,154 @@
+"""A collapse that nobody stages: a deep tower, a hinge from scratch, a batch of most of the data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.artifact import Artifact
+from features.errors import TrainingError
+from towers.checkpoint import Progress
+from towers.recovery import phase_of, smaller_batch
+from towers.train import ListRecorder, NoRecorder, TrainConfig, train
+from towers.two_tower import TowersConfig
+
+MARGIN = 0.2
+WORDS = {"width": 16, "word_buckets": 512, "ngram_buckets": 1, "ngram_max": 0}
+DEEP = {"kind": "features", "text": WORDS, "straight": False, "hidden": [64, 64, 64]}
+TOWERS = TowersConfig.model_validate({"dimension": 16, "query": DEEP, "document": DEEP})
+COLD = {"name": "cold", "loss": {"kind": "hinge", "margin": MARGIN}, "batch_size": 256, "steps": 120}
+
+
+def configured(**changes: Any) -> TrainConfig:
+    stage = COLD | {"learning_rate": 0.02, "decay": "none"} | changes.pop("stage", {})
+    plain = {"stages": [stage], "allow_cold_hinge": True, "early_stopping": None, "device": "cpu"}
+    return TrainConfig.model_validate(plain | {"num_threads": 1, "log_every": 10} | changes)
+
+
+def weights(artifact: Artifact) -> dict[str, Any]:
+    """Return the SHA-256 of every file of weights."""
+    return {name: told for name, told in artifact.manifest["files"].items() if name.endswith(".safetensors")}
+
+
+def told_by(path: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((path / "training.json").read_text())
+    return told
+
+
+def test_without_the_guard_a_hinge_from_scratch_ends_with_equal_scores_and_the_margin_as_loss(
+    coloured_things: Path, tmp_path: Path
+) -> None:
+    config = configured(guard=None)
+    told = told_by(train(coloured_things, tmp_path / "x", TOWERS, config, seed=0, record=NoRecorder()).path)
+    last, probe = told["curve"][-1], told["probes"][-1]
+    assert last["loss"] == pytest.approx(MARGIN, rel=0.01)
+    assert abs(last["gap"]) < 0.002
+    assert max(last["query_std"], last["document_std"]) < 0.1 / 16**0.5
+    assert probe["alignment"] < 0.05
+    assert probe["uniformity"] > -0.1
+    assert told["collapses"] == []
+
+
+def test_the_guard_sees_the_collapse_goes_back_warms_up_and_the_hinge_then_learns(
+    coloured_things: Path, tmp_path: Path
+) -> None:
+    record = ListRecorder()
+    result = train(coloured_things, tmp_path / "x", TOWERS, configured(), seed=0, record=record)
+    told = told_by(result.path)
+    names = [name for name, _ in record.events if name not in ("prepared", "stage_finished")]
+    assert names[:4] == ["stage_started", "collapse_alarm", "rolled_back", "stage_started"]
+    assert names[-1] == "recovered"
+    alarm = dict(record.events)["collapse_alarm"]
+    assert alarm["loss"] == pytest.approx(alarm["loss_of_equal_scores"], rel=0.05)
+    assert alarm["relative_spread"] < 0.1
+    started = [details for name, details in record.events if name == "stage_started"]
+    assert [details["loss"] for details in started[:3]] == ["hinge", "cross_entropy", "hinge"]
+    assert started[1]["batch_size"] == 128
+    assert started[2]["learning_rate"] == started[1]["learning_rate"] == 0.01
+    assert [stage["reason"] for stage in told["stages"][:2]] == ["collapsed", "separated"]
+    last = told["curve"][-1]
+    assert last["loss"] < MARGIN / 2
+    assert last["gap"] > MARGIN / 2
+    assert min(last["query_std"], last["document_std"]) > 0.5 / 16**0.5
+
+
+def test_ways_back_are_bounded_and_the_failure_says_what_was_seen(
+    coloured_things: Path, tmp_path: Path
+) -> None:
+    """One step of cross-entropy helps too little before a batch of all the data at a rate that stays."""
+    hopeless = {"retries": 2, "recovery_steps": 1, "learning_rate_factor": 1.0}
+    config = configured(guard=hopeless, stage={"batch_size": 400})
+    record = ListRecorder()
+    with pytest.raises(TrainingError, match=r"stage 'cold' collapsed at step \d+.*2 ways back did not help"):
+        train(coloured_things, tmp_path / "x", TOWERS, config, seed=0, record=record)
+    names = [name for name, _ in record.events]
+    assert names.count("collapse_alarm") == 3
+    assert names.count("rolled_back") == 2
+    assert names[-1] == "recovery_given_up"
+    assert not (tmp_path / "x").exists()
+
+
+CHILD = """
+import json, os, signal, sys
+from pathlib import Path
+from towers.train import NoRecorder, TrainConfig, train
+from towers.two_tower import TowersConfig
+
+class Killer(NoRecorder):
+    def metric(self, name, value, step):
+        if name == "train/loss" and step == int(sys.argv[5]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+towers, config = TowersConfig(**json.loads(sys.argv[3])), TrainConfig(**json.loads(sys.argv[4]))
+train(Path(sys.argv[1]), Path(sys.argv[2]), towers, config, seed=0, record=Killer())
+"""
+
+
+def test_a_training_killed_on_its_way_back_ends_with_the_weights_of_the_uninterrupted_one(
+    coloured_things: Path, tmp_path: Path
+) -> None:
+    short = {"stage": {"steps": 40}, "guard": {"steps": 5, "recovery_steps": 15}, "log_every": 1}
+    config, record = configured(checkpoint_seconds=0, **short), ListRecorder()
+    whole = train(coloured_things, tmp_path / "whole", TOWERS, configured(**short), seed=0, record=record)
+    alarm = dict(record.events)["collapse_alarm"]["step"]
+    target = tmp_path / "killed"
+    arguments = [str(coloured_things), str(target), TOWERS.model_dump_json(), config.model_dump_json()]
+    for step in (alarm - 3, alarm + 5):  # while suspicion grows; while it recovers
+        code = subprocess.run(
+            [sys.executable, "-c", CHILD, *arguments, str(step)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            timeout=120,
+            check=False,
+        ).returncode
+        assert code == -signal.SIGKILL
+    resumed = train(coloured_things, target, TOWERS, config, seed=0, record=NoRecorder())
+    assert weights(resumed) == weights(whole)
+    assert told_by(resumed.path)["collapses"] == told_by(whole.path)["collapses"]
+
+
+def test_a_way_back_goes_down_the_batch_stages_and_then_halves() -> None:
+    sizes = [64, 256, 256, 1024]
+    stages = [{"name": str(n), "batch_size": size, "steps": 5} for n, size in enumerate(sizes)]
+    config = TrainConfig.model_validate({"stages": stages})
+    assert [smaller_batch(config, 3, down) for down in (1, 2, 3, 4)] == [256, 64, 32, 16]
+    assert smaller_batch(config, 0, 9) == 2
+
+
+def test_what_runs_is_a_function_of_the_configuration_and_the_progress() -> None:
+    config = configured(guard={"learning_rate_factor": 0.5, "recovery_steps": 40})
+    assert phase_of(config, Progress()) is config.stages[0]
+    back = phase_of(config, Progress(retries=2, recovering=True))
+    assert (back.loss.kind, back.batch_size, back.steps, back.learning_rate) == (
+        "cross_entropy",
+        64,
+        40,
+        0.005,
+    )
+    assert back.leave is not None
+    again = phase_of(config, Progress(retries=2))
+    assert again == config.stages[0].model_copy(update={"learning_rate": 0.005})
