@@ -145,7 +145,7 @@ def test_the_size_of_the_tiles_does_not_matter(config: LossConfig) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_gradcheck(config: LossConfig) -> None:
+def test_gradcheck_passes(config: LossConfig) -> None:
     it = case(5, 8, torch.float64, temperature=0.4)
 
     def compute(query: Tensor, document: Tensor, own_score: Tensor, temperature: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def test_gradcheck(config: LossConfig) -> None:
         moved = Case(query, document, it.excluded, it.log_q, it.weight, own, temperature)
         return tiled(config, moved, TilingConfig(rows=2, columns=3))
 
-    assert torch.autograd.gradcheck(compute, it.inputs)
+    assert torch.autograd.gradcheck(compute, it.inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -192,7 +192,7 @@ def test_vectors_that_are_not_of_unit_length() -> None:
 
 def test_log_q_of_any_span() -> None:
     it = case(61, 97)
-    it.log_q = torch.linspace(-150, 2, 97)
+    it.log_q = torch.linspace(-250, 2, 97)
     config = CrossEntropyConfig()
     expected, found = plain(config, it), tiled(config, it)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
