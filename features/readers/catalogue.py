@@ -1,6 +1,6 @@
 """The catalogue: documents from CSV, JSON lines or Parquet, columns mapped by configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from features.config import Config
 from features.errors import ConfigError, SchemaError
 from features.readers.files import Kind, Paths, describe, find_files
-from features.readers.raw import RESERVED
+from features.readers.raw import RESERVED, check_names
 from features.readers.relations import Relation, Wanted
 from features.readers.values import Zone, identifier, literal
 from features.tables import DOCUMENTS, Refusal
@@ -84,8 +84,8 @@ def _wanted(config: CatalogueConfig, available: Sequence[str]) -> dict[str, Want
         mapped = getattr(columns, name)
         names = (mapped,) if isinstance(mapped, str) else tuple(mapped or (name,))
         wanted[name] = Wanted(names, "text", required=mapped is not None)
+    check_feature_names(config.features)
     for feature, column in config.features.items():
-        check_feature_name(feature)
         wanted[feature] = Wanted((column,), "feature")
     described = any(wanted[name].required or name in available for name in ("title", "text", "image"))
     if not described and not config.features:
@@ -96,16 +96,13 @@ def _wanted(config: CatalogueConfig, available: Sequence[str]) -> dict[str, Want
     return wanted
 
 
-def check_feature_name(name: str) -> None:
+def check_feature_names(names: Iterable[str]) -> None:
     """Refuse a feature that would hide another column.
 
     Raises:
-        SchemaError: If the name is reserved.
+        SchemaError: If a name is reserved, or there twice.
     """
-    if name in RESERVED:
-        raise SchemaError(
-            f"feature {name!r} has the name of another column; rename it: features: {{my_{name}: {name}}}"
-        )
+    check_names(names, RESERVED, "feature", "rename it: features: {{my_{name}: {name}}}")
 
 
 def feature_types(

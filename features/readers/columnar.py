@@ -14,7 +14,7 @@ from features.config import Config
 from features.errors import SchemaError
 from features.readers.catalogue import CatalogueConfig, Names, read_catalogue
 from features.readers.files import Kind, Paths, describe, find_files
-from features.readers.raw import RawTables, refused_of, type_impressions
+from features.readers.raw import RESERVED_CONTEXT, RawTables, check_names, refused_of, type_impressions
 from features.readers.relations import Relation, Wanted
 from features.readers.source import Source
 from features.readers.values import Zone, identifier
@@ -108,9 +108,9 @@ def _wanted(source: ColumnarSource, available: list[str], file: str) -> dict[str
         as_list = lists and name in ("shown", "clicked")
         read_as: Literal["list", "id", "text"] = "list" if as_list else "id" if name in _IDS else "text"
         wanted[name] = Wanted((mapped or name,), read_as, required=mapped is not None)
+    advice = "do not list it in source.context, or rename it in the log"
+    check_names(source.context, RESERVED_CONTEXT, "context column", advice)
     for name in source.context:
-        if name in wanted:
-            raise SchemaError(f"source.context: {name!r} is a column of every log; do not list it")
         wanted[name] = Wanted((name,), "text")
     if lists:
         del wanted["doc_id"], wanted["position"]

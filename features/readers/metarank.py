@@ -16,7 +16,7 @@ from features.readers.catalogue import (
     Features,
     FeatureType,
     Names,
-    check_feature_name,
+    check_feature_names,
     feature_types,
     type_documents,
 )
@@ -110,8 +110,8 @@ def _load_items(connection: BaseBackend, source: MetarankSource) -> list[str]:
     names = [row[0] for row in found.fetchall()]
     used = {source.title, source.image, *source.text}
     features = source.features if source.features is not None else {n: n for n in names if n not in used}
-    for feature, field in features.items():
-        check_feature_name(feature)
+    check_feature_names(features)
+    for field in features.values():
         if field not in names:
             raise SchemaError(f"no item has the field {field!r}; features can be of: {', '.join(names)}")
     columns = [

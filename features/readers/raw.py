@@ -1,6 +1,6 @@
 """What every reader hands to the lake: two tables, and the rows that no table could take."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -8,13 +8,44 @@ import ibis
 import ibis.expr.types as ir
 from ibis.backends import BaseBackend
 
+from features.errors import SchemaError
 from features.readers.values import identifier, literal
 from features.tables import DOCUMENTS, IMPRESSIONS, Refusal
 
+_ADDED: Final = frozenset({"part", "source", "row", "reason", "detail", "raw", "outcome"})
+
 RESERVED: Final = frozenset(
     {*DOCUMENTS.names, "content_key", "impressions", "clicks", "ctr", "sampling_probability", "cold"}
+    | {*_ADDED, "untyped"}
 )
-"""Names that a feature column may not have: those of the documents table and of what examples add to it."""
+"""Names that a feature column may not have: those of the documents table, of what ingestion adds to it on the
+way, and of what examples add."""
+
+RESERVED_CONTEXT: Final = frozenset(
+    {*IMPRESSIONS.names, *_ADDED, "date", "shown", "place", "clicked_text", "typed_timestamp"}
+    | {"typed_position", "known_id", "click_impression", "click_doc", "click_dwell"}
+)
+"""Names that a context column may not have: those of the impressions, their partition, and of what ingestion
+adds to them on the way."""
+
+
+def check_names(names: Iterable[str], reserved: frozenset[str], what: str, advice: str) -> None:
+    """Refuse a column that would hide another one; upper and lower case are one name to the engines.
+
+    Args:
+        names: Of the user's columns.
+        reserved: Names that they may not have, in lower case.
+        what: What the columns are, for the message.
+        advice: What to do, for the message; `{name}` is put in.
+
+    Raises:
+        SchemaError: If a name is reserved, or there twice.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name.lower() in reserved | seen:
+            raise SchemaError(f"{what} {name!r} has the name of another column; {advice.format(name=name)}")
+        seen.add(name.lower())
 
 
 @dataclass(frozen=True)

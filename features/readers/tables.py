@@ -12,9 +12,9 @@ from ibis.backends import BaseBackend
 from pydantic import Field
 
 from features.errors import SchemaError
-from features.readers.catalogue import check_feature_name
+from features.readers.catalogue import check_feature_names
 from features.readers.files import Paths, find_files
-from features.readers.raw import RawTables
+from features.readers.raw import RESERVED_CONTEXT, RawTables, check_names
 from features.readers.source import Source
 from features.tables import DOCUMENTS, IMPRESSIONS, Refusal
 
@@ -47,8 +47,6 @@ def read_tables(connection: BaseBackend, source: TablesSource) -> RawTables:
     documents, features = _read(
         connection, source.documents, DOCUMENTS, "documents", optional=("title", "text")
     )
-    for name in features:
-        check_feature_name(name)
     impressions = impressions.mutate(query_id=impressions.query_id.fill_null(impressions.impression_id))
     no_id = impressions.impression_id.isnull() | impressions.doc_id.isnull()
     impressions = impressions.mutate(
@@ -96,6 +94,10 @@ def _read(
                 f"{files[0].name} has no column {field.name!r} of {name}; it has: {', '.join(table.columns)}"
             )
     extra = tuple(column for column in table.columns if column not in schema.names and column != "date")
+    if name == "documents":
+        check_feature_names(extra)
+    else:
+        check_names(extra, RESERVED_CONTEXT, "context column", "rename it in the table, or leave it out")
     for column in extra:
         kind = dt.string
         if name == "documents":

@@ -233,6 +233,30 @@ def test_context_columns_are_carried_along(tmp_path: Path, catalogue: Path) -> N
     assert rows(tables.impressions, "device") == ["phone"]
 
 
+@pytest.mark.parametrize("name", ["source", "ROW", "outcome", "date", "position", "known_id"])
+def test_a_context_column_never_hides_a_column_of_ours(tmp_path: Path, catalogue: Path, name: str) -> None:
+    log = write(tmp_path / "log.csv", f"doc_id,timestamp,{name}\na,1700000000,newsletter\n")
+    with pytest.raises(SchemaError, match=f"context column '{name}' has the name of another column"):
+        open_source(log, catalogue, context=[name])
+
+
+@pytest.mark.parametrize("name", ["source", "outcome", "reason", "Title", "Clicks", "untyped"])
+def test_a_feature_never_hides_a_column_of_ours(tmp_path: Path, name: str) -> None:
+    log = write(tmp_path / "log.csv", "doc_id,timestamp\na,1700000000\n")
+    catalogue = write(tmp_path / "documents.csv", f"doc_id,{name}\na,import\n")
+    with pytest.raises(SchemaError, match=f"feature '{name}' .* rename it: features: {{my_{name}: {name}}}"):
+        open_source(log, catalogue, documents={"features": [name]})
+    renamed = open_source(log, catalogue, documents={"features": {"origin": name}})
+    assert rows(renamed.documents, "origin") == ["import"]
+
+
+def test_two_features_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", "doc_id,timestamp\na,1700000000\n")
+    catalogue = write(tmp_path / "documents.csv", "doc_id,brand,Brand\na,x,y\n")
+    with pytest.raises(SchemaError, match="feature 'Brand' has the name of another column"):
+        open_source(log, catalogue, documents={"features": ["brand", "Brand"]})
+
+
 def test_a_wrong_column_name_lists_those_that_there_are(tmp_path: Path, catalogue: Path) -> None:
     log = write(tmp_path / "log.csv", "doc_id,timestamp,q\na,1700000000,tea\n")
     with pytest.raises(SchemaError, match=r"log.csv has no column 'query'.*: doc_id, timestamp, q$"):

@@ -67,3 +67,11 @@ def test_a_missing_column_and_a_wrong_type_are_named(tmp_path: Path) -> None:
         lake_of(tmp_path, {name: column for name, column in SHOWN.items() if name != "clicked"})
     with pytest.raises(SchemaError, match="column 'timestamp' is string, not a timestamp"):
         lake_of(tmp_path, {**SHOWN, "timestamp": ["2024-05-01"] * 4})
+
+
+@pytest.mark.parametrize("name", ["source", "outcome"])
+def test_a_further_column_never_hides_a_column_of_ours(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SchemaError, match=f"context column '{name}' has the name of another column"):
+        lake_of(tmp_path, {**SHOWN, name: ["mail"] * 4})
+    with pytest.raises(SchemaError, match=f"feature '{name}' has the name of another column"):
+        lake_of(tmp_path, SHOWN, {"doc_id": ["1", "2"], "title": ["a", "b"], name: ["x", "y"]})
