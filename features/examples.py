@@ -27,6 +27,7 @@ from features.splits import (
     HELD_OUT,
     PARTS,
     SessionSplit,
+    Split,
     SplitConfig,
     TimeSplit,
     assign_parts,
@@ -208,7 +209,7 @@ def _with_histories(connection: BaseBackend, log: Log, config: ExamplesConfig) -
     if config.query == "text":
         nothing = ibis.literal([], type="array<string>")
         return materialise(connection, "keyed", lists.mutate(earlier=nothing, history=nothing))
-    lists = lists.inner_join(clicks_before(log.positives, log.lists), "list")
+    lists = lists.inner_join(_earlier_clicks(log, config.split), "list")
     lists = lists.mutate(history=latest(lists.earlier, config.history_length))
     if not config.exclude_seen:
         lists = lists.mutate(earlier=lists.history)  # nobody reads it; a long one would only take memory
@@ -216,6 +217,16 @@ def _with_histories(connection: BaseBackend, log: Log, config: ExamplesConfig) -
     clicks = log.positives.inner_join(log.lists, "list").select("list", "user_id", "doc_id")
     check_histories(keyed, clicks)
     return keyed
+
+
+def _earlier_clicks(log: Log, split: Split) -> ir.Table:
+    """Return what each list's user had clicked before it: for a train list, in train lists only."""
+    everything = clicks_before(log.positives, log.lists)
+    if not isinstance(split, SessionSplit):
+        return everything  # no held-out list of a user is before a train list
+    train = log.lists.filter(log.lists.part == "train")
+    of_train = clicks_before(log.positives.semi_join(train, "list"), train)
+    return of_train.union(everything.anti_join(train, "list"))
 
 
 def _write_train(

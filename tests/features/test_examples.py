@@ -369,6 +369,24 @@ def test_sessions_can_be_named_by_a_column_of_the_log(build):
 # --- documents ------------------------------------------------------------------------------------------
 
 
+def test_clicks_of_held_out_sessions_are_in_no_history_of_training(build):
+    docs = "abcdefgh"
+    rows = [
+        row
+        for number in range(48)
+        for row in shown(f"i{number:02}", number, docs, docs[number % 8], session_id=f"s{number // 2}")
+    ]
+    split = {"by": "session", "session_column": "session_id", "test_share": 0.3, "validation_share": 0.3}
+    built = build([*rows, *shown("other", 50, "ab", "a", user_id="v")], query="history", split=split)
+    train = sorted(row["impression_id"] for row in built.train if row["user_id"] == "u")
+    clicked = {f"i{number:02}": docs[number % 8] for number in range(48)}
+    assert 2 < len(train) < 46
+    for row in built.train:
+        assert row["history"] == [clicked[i] for i in train if i < row["impression_id"] != "other"]
+    last = built.test[-1]
+    assert last["history"] == [clicked[i] for i in sorted(clicked) if i < last["query_id"]]
+
+
 def test_documents_keep_the_catalogue_and_share_a_key_where_their_content_is_equal(build):
     documents = [
         {"doc_id": "b", "title": "Red SHOE", "text": "warm", "brand": "x"},
