@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.index import Index, IndexConfig, Neighbours, Vectors, check_vectors
 
-_TIE = 1e-5  # relative; the same product summed in another order differs by about this much in float32
+_TIE = 1e-5  # of the lengths' product; the same sum in another order differs by about this much in float32
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def ann_recall(
     truth = exact_search(query_BD, document_ND, k) if exact is None else exact
     shares = []
     for query_D, wanted, got in zip(query_BD, truth, index.search(query_BD, k), strict=True):
-        threshold = wanted.scores[-1] - _TIE * max(1.0, abs(float(wanted.scores[-1])))
+        lengths = np.linalg.norm(query_D) * np.linalg.norm(document_ND[wanted.rows[-1]])
+        threshold = wanted.scores[-1] - _TIE * float(lengths)
         true_scores = document_ND[got.rows] @ query_D  # the index's own scores may be quantised
         shares.append(min(len(wanted.rows), int((true_scores >= threshold).sum())) / len(wanted.rows))
     return float(np.mean(shares))

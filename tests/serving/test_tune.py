@@ -21,6 +21,12 @@ def test_ann_recall_is_the_overlap_with_exact_search():
     assert np.mean(shares) < 0.6  # one inverted list of 32 is what faiss searches unless told otherwise
 
 
+def test_short_vectors_are_no_ties():
+    expected = ann_recall(build(DOCUMENTS, IVF, "dot"), QUERIES, DOCUMENTS, 10)
+    short = DOCUMENTS * np.float32(2**-20)  # exact in float32: the same lists, the same order
+    assert ann_recall(build(short, IVF, "dot"), QUERIES, short, 10) == pytest.approx(expected, abs=0.02)
+
+
 def test_a_flat_index_has_ann_recall_one():
     assert ann_recall(build(DOCUMENTS, IndexConfig(), "dot"), QUERIES, DOCUMENTS, 10) == 1.0
 
