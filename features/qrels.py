@@ -161,7 +161,7 @@ def _read_judgments(config: QrelsConfig) -> pd.DataFrame:
     try:
         document = json.loads(_text(config.path))
         rows = [
-            (entry["query"], rating["docId"], rating["rating"])
+            (_as_text(entry["query"]), _as_text(rating["docId"]), rating["rating"])
             for entry in document["judgmentRatings"]
             for rating in entry["ratings"]
         ]
@@ -172,9 +172,20 @@ def _read_judgments(config: QrelsConfig) -> pd.DataFrame:
             f"{config.path.name} is no judgement list: expected judgmentRatings of query and ratings of "
             f"docId and rating ({error!r})"
         ) from None
-    judged = pd.DataFrame(rows, columns=["query_text", "doc_id", "relevance"])
+    judged = pd.DataFrame(rows, columns=["query_text", "doc_id", "relevance"], dtype=object)
     judged["query_id"] = judged["query_text"]
     return judged
+
+
+def _as_text(value: object) -> object:
+    """Return an id or a query that JSON has as a number as text; null stays null.
+
+    Raises:
+        TypeError: If it is neither text nor number.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        raise TypeError(f"{value!r} is neither text nor a whole number")
+    return value if value is None else str(value)
 
 
 def _read_trec(config: QrelsConfig) -> pd.DataFrame:

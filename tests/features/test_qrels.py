@@ -76,6 +76,20 @@ def test_a_table_of_judgements_is_read_with_ids_as_the_catalogue_has_them(
     assert rows(read_qrels(QrelsConfig(path=path))) == [("tea", "tea", "12", 2.0), ("tea", "tea", "7", 1.0)]
 
 
+def test_numbers_in_a_judgement_list_are_ids_and_anything_else_is_refused(tmp_path: Path) -> None:
+    def judged(query: object, doc: object) -> Path:
+        entry = {"query": query, "ratings": [{"docId": doc, "rating": "1"}]}
+        return write(tmp_path / "judged.json", json.dumps({"judgmentRatings": [entry]}))
+
+    found = read_qrels(QrelsConfig(path=judged(501, 12)))
+    assert found.loc[0, ["query_id", "query_text", "doc_id"]].tolist() == ["501", "501", "12"]
+    write_qrels_parquet(found, tmp_path / "judged.parquet")
+    with pytest.raises(SchemaError, match="neither text nor a whole number"):
+        read_qrels(QrelsConfig(path=judged("tea", ["12"])))
+    with pytest.raises(SchemaError, match="judgement 1 has no doc_id"):
+        read_qrels(QrelsConfig(path=judged("tea", None)))
+
+
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     judged = read_qrels(QrelsConfig(path=write(tmp_path / "judged.json", json.dumps(JUDGMENTS))))
     write_qrels_parquet(judged, tmp_path / "judged.parquet")
