@@ -86,7 +86,7 @@ class Artifact:
         """
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(
                 f"{path} is not a finished artifact (no {MANIFEST}); run its stage again"
             ) from None
@@ -94,7 +94,7 @@ class Artifact:
             raise ArtifactError(f"{path / MANIFEST} is damaged: {error}") from None
         if (
             not isinstance(manifest, dict)
-            or not {"kind", "files", "digest", "schema_version"} <= manifest.keys()
+            or not {"kind", "content", "files", "digest", "schema_version"} <= manifest.keys()
         ):
             raise ArtifactError(f"{path / MANIFEST} is not a manifest of twotower")
         if manifest["schema_version"] != SCHEMA_VERSION:

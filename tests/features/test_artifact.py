@@ -99,6 +99,16 @@ def test_a_manifest_that_was_edited_is_refused(tmp_path: Path) -> None:
         Artifact.read(tmp_path / "a")
 
 
+def test_a_manifest_without_content_and_a_file_in_place_of_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    half = {"schema_version": 1, "kind": "lake", "files": {}, "digest": ""}
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(half))
+    with pytest.raises(ArtifactError, match="not a manifest of twotower"):
+        Artifact.read(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="not a finished artifact"):
+        Artifact.read(tmp_path / "a" / "manifest.json")
+
+
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     published(tmp_path / "a")
     with pytest.raises(ArtifactError, match="not a 'bundle'"):
