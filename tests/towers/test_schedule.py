@@ -113,3 +113,21 @@ def test_a_large_batch_of_an_objective_without_tiles_is_refused_until_it_says_so
     ):
         StageConfig.model_validate(stage)
     assert not StageConfig.model_validate(stage | {"tiled": False}).uses_tiles
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
+def test_the_learning_rate_follows_the_batch_by_its_rule(rule: Any, factor: float) -> None:
+    config = StageConfig(name="a", steps=10, batch_size=256, learning_rate=0.1, scale_rule=rule, decay="none")
+    assert config.learning_rate_at(3, 10, first_batch=64) == pytest.approx(0.1 * factor)
+    assert config.learning_rate_at(10, 10, first_batch=64) == pytest.approx(0.01 * factor)  # it waits
+
+
+def test_a_hinge_after_another_objective_waits_for_a_separation_unless_told_not_to() -> None:
+    hinge = {"loss": {"kind": "hinge"}}
+    stages = [stage(), stage(name="two", **hinge), stage(name="three", **hinge)]
+    config = TrainConfig.model_validate({"stages": stages})
+    assert [config.entered_by(number) is not None for number in range(4)] == [False, True, False, False]
+    told = TrainConfig.model_validate({"stages": [stage(), stage(name="two", enter=None, **hinge)]})
+    assert told.entered_by(1) is None
+    again = TrainConfig.model_validate(config.model_dump(mode="json"))
+    assert again.entered_by(1) == config.entered_by(1)

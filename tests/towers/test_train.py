@@ -173,3 +173,33 @@ def test_a_missing_gpu_is_said_not_replaced(coloured_things: Path, tmp_path: Pat
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ConfigError, match="finds no CUDA device"):
         train(coloured_things, tmp_path / "x", TOWERS, configured(device="cuda"), seed=0, record=NoRecorder())
+
+
+def test_a_hinge_that_waits_prolongs_the_stage_before_it_or_fails_loudly(
+    coloured_things: Path, tmp_path: Path
+) -> None:
+    short = STAGES[0] | {"epochs": None, "steps": 8}
+    probe = {"every": 4}
+    waiting = STAGES[1] | {"enter": {"gap": 0.05, "measurements": 2, "extend": 30}}
+    config = configured(stages=[short, waiting], early_stopping=None, probe=probe)
+    result = train(coloured_things, tmp_path / "x", TOWERS, config, seed=3, record=NoRecorder())
+    told = json.loads((result.path / "training.json").read_text())
+    assert told["stages"][0]["steps"] > 8
+    gaps = [point["gap"] for point in told["probes"] if point["stage"] == "first"]
+    assert min(gaps[-2:]) > 0.05 >= min(gaps[-3:])
+    impossible = STAGES[1] | {"enter": {"gap": 1.9, "extend": 0.5}}
+    config = configured(stages=[short, impossible], early_stopping=None, probe=probe)
+    with pytest.raises(
+        TrainingError, match=r"stage 'second' waits .* by over 1.9, and stage 'first' has not"
+    ):
+        train(coloured_things, tmp_path / "y", TOWERS, config, seed=3, record=NoRecorder())
+
+
+def test_a_stage_is_left_once_its_positives_are_separated(coloured_things: Path, tmp_path: Path) -> None:
+    leave = {"kind": "separation", "gap": 0.05, "measurements": 2}
+    stage = STAGES[0] | {"epochs": 100, "leave": leave}
+    config = configured(stages=[stage], early_stopping=None, probe={"every": 4})
+    result = train(coloured_things, tmp_path / "x", TOWERS, config, seed=3, record=NoRecorder())
+    (told,) = json.loads((result.path / "training.json").read_text())["stages"]
+    assert told["reason"] == "separated"
+    assert told["steps"] < 1200
