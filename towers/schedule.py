@@ -12,7 +12,7 @@ from features.config import Config
 from features.errors import ConfigError
 from towers.guard import GuardConfig
 from towers.leaving import EnterConfig, LeaveConfig, ProbeConfig
-from towers.losses import CrossEntropyConfig, LossConfig, is_hinge
+from towers.losses import CrossEntropyConfig, LossConfig, asks_lists, is_hinge
 from towers.metrics import LIST_AUC, parse_metric
 from towers.negatives import Scope
 from towers.sources import NegativesConfig
@@ -86,6 +86,22 @@ class StageConfig(Config):
                 require_tiled_form(self.loss)
             except ConfigError as error:
                 raise ValueError(f"stage {self.name!r}: {error} (tiled: false)") from None
+        return self
+
+    @model_validator(mode="after")
+    def _lists_hold_what_was_shown(self) -> Self:
+        if not asks_lists(self.loss):
+            return self
+        if self.unclicked_per_query == 0 or self.unclicked_scope != "own":
+            raise ValueError(
+                f"stage {self.name!r}: list_weight compares a positive with the unclicked documents of its own "
+                "query; set unclicked_per_query to at least 1 and unclicked_scope to own"
+            )
+        if self.negatives.mined is not None:
+            raise ValueError(
+                f"stage {self.name!r}: list_weight asks what was shown, and mined documents were not; "
+                "drop one of list_weight and negatives.mined"
+            )
         return self
 
     @property

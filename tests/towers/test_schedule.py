@@ -61,6 +61,28 @@ def test_impossible_configurations_are_refused(wrong: dict[str, Any]) -> None:
         TrainConfig.model_validate(wrong)
 
 
+LISTS = {"kind": "cross_entropy", "list_weight": 1.0}
+
+
+@pytest.mark.parametrize(
+    "loss", [LISTS, {"kind": "weighted_sum", "first": LISTS, "second": {"kind": "hinge"}}]
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unclicked_per_query": 0},
+        {"unclicked_per_query": 2, "unclicked_scope": "batch"},
+        {"unclicked_per_query": 2, "negatives": {"mined": {}}},
+    ],
+)
+def test_a_list_term_without_lists_of_what_was_shown_is_refused(
+    loss: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    StageConfig.model_validate(stage(loss=loss, unclicked_per_query=2))
+    with pytest.raises(ValidationError, match="list_weight"):
+        StageConfig.model_validate(stage(loss=loss) | changes)
+
+
 def test_early_stopping_takes_metric_names_only() -> None:
     for name in ("R@100", "nDCG@10", "ListAUC"):
         assert EarlyStoppingConfig(metric=name).metric == name

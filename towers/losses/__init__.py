@@ -42,6 +42,12 @@ def is_hinge(config: LossConfig, progress: float = 0.0) -> bool:
     )
 
 
+def asks_lists(config: LossConfig) -> bool:
+    """Return whether the objective compares a positive with what was shown beside it."""
+    parts = [config.first, config.second] if isinstance(config, WeightedSumConfig) else [config]
+    return any(isinstance(part, CrossEntropyConfig) and part.list_weight > 0 for part in parts)
+
+
 __all__ = [
     "CrossEntropy",
     "CrossEntropyConfig",
@@ -63,6 +69,7 @@ __all__ = [
     "TripletConfig",
     "WeightedSum",
     "WeightedSumConfig",
+    "asks_lists",
     "build_loss",
     "is_hinge",
 ]
