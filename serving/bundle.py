@@ -72,6 +72,12 @@ class Bundle:
         """Whether a history's own documents are never returned, as in training and evaluation."""
         return bool(self.artifact.content["exclude_seen"])
 
+    @property
+    def history_length(self) -> int | None:
+        """How many of the latest documents make a history, as in training; None reads all (older bundles)."""
+        length = self.artifact.content.get("history_length")
+        return None if length is None else int(length)
+
 
 def export(
     examples: Path,

@@ -86,6 +86,7 @@ class Sources:
             "data_window": dict(self.window),
             "query_inputs": [config["query"]],
             "exclude_seen": config["exclude_seen"],
+            "history_length": config["history_length"],
         }
 
 

@@ -97,7 +97,8 @@ class Retriever:
 
         Args:
             text: The query's text, for a bundle that was trained on texts.
-            history: Earlier clicked doc_ids, oldest first, for a bundle that was trained on histories.
+            history: Earlier clicked doc_ids, oldest first, for a bundle that was trained on histories, which
+                reads as many of the latest as in training.
             k: At most this many; fewer where the catalogue has fewer.
             exclude: Ids that must not be returned; unknown ones are ignored. A bundle whose evaluation left
                 out what was seen leaves out the history too.
@@ -120,7 +121,9 @@ class Retriever:
         self._check_size(k, exclude)
         text, known, unknown = self._checked(text, history)
         started = time.perf_counter()
-        query_BD = encode_queries(self.bundle.towers, query_frame(text, known, user_id))
+        length = self.bundle.history_length
+        latest = known if length is None else known[-length:]
+        query_BD = encode_queries(self.bundle.towers, query_frame(text, latest, user_id))
         encoded = time.perf_counter()
         dropped = self._dropped(exclude, known)
         hits = self._hits(self.bundle.index.search(query_BD, k + len(dropped))[0], k, dropped)

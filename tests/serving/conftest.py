@@ -70,7 +70,7 @@ def query_rows(kind: str, start: str) -> pd.DataFrame:
 
 def write_examples(target: Path, kind: str = "text", documents: pd.DataFrame | None = None) -> Artifact:
     content = {
-        "config": {"query": kind, "exclude_seen": kind == "history"},
+        "config": {"query": kind, "exclude_seen": kind == "history", "history_length": 4},
         "cut": "2026-01-02T00:00:00+00:00",
     }
     with publish(target, "examples", content) as staging:

@@ -126,6 +126,15 @@ def test_a_history_gets_documents_it_does_not_hold(recommender: Retriever):
     )
 
 
+def test_a_longer_history_than_those_of_training_is_read_from_its_end(recommender: Retriever):
+    older, latest = ["d00", "d01"], ["d02", "d03", "d04", "d05"]
+    whole = recommender.search(history=older + latest, k=8)
+    end = recommender.search(history=latest, k=8, exclude=older)
+    assert [hit.doc_id for hit in whole] == [hit.doc_id for hit in end]
+    assert [hit.score for hit in whole] == pytest.approx([hit.score for hit in end], abs=1e-6)
+    assert not {hit.doc_id for hit in whole} & {*older, *latest}  # what was seen stays out all the same
+
+
 def test_unknown_documents_of_a_history_are_named_and_do_not_matter(recommender: Retriever):
     answer = recommender.answer(history=["gone", "d00"], k=5)
     assert answer.unknown == ["gone"]
