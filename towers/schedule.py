@@ -94,8 +94,8 @@ class StageConfig(Config):
             return self
         if self.unclicked_per_query == 0 or self.unclicked_scope != "own":
             raise ValueError(
-                f"stage {self.name!r}: list_weight compares a positive with the unclicked documents of its own "
-                "query; set unclicked_per_query to at least 1 and unclicked_scope to own"
+                f"stage {self.name!r}: list_weight compares a positive with the unclicked documents of its "
+                "own query; set unclicked_per_query to at least 1 and unclicked_scope to own"
             )
         if self.negatives.mined is not None:
             raise ValueError(
