@@ -1,8 +1,8 @@
 """The store as the pipeline sees it: one folder a stage, keyed by what goes in; file digests; a lock.
 
 The artifacts themselves are the cache. A stage's key is the digest of its name, its configuration, the
-digests of its inputs and the schema version, so a finished directory of that key is the work already
-done, wherever and whenever it ran, and no second record can disagree with it.
+digests of its inputs, the schema version and the text normaliser's, so a finished directory of that key is
+the work already done, wherever and whenever it ran, and no second record can disagree with it.
 """
 
 import fcntl
@@ -17,6 +17,7 @@ from typing import Any
 
 from features.artifact import SCHEMA_VERSION, Artifact, digest_of, sha256_of_file, write_json
 from features.errors import ArtifactError, ConfigError, SchemaError, TwotowerError
+from features.text import NORMALISER
 
 STAGES = ("ingest", "examples", "train", "evaluate", "export", "promote")
 _FOLDERS = {"ingest": "lake", "examples": "examples", "train": "checkpoints", "evaluate": "evaluations"}
@@ -172,5 +173,6 @@ def stage_key(stage: str, section: object, inputs: Mapping[str, str]) -> str:
         section: The stage's JSON-serialisable configuration.
         inputs: Digest of each input by its role.
     """
-    identity = {"stage": stage, "config": section, "inputs": dict(inputs), "schema": SCHEMA_VERSION}
+    versions = {"schema": SCHEMA_VERSION, "normaliser": NORMALISER}
+    identity = {"stage": stage, "config": section, "inputs": dict(inputs), **versions}
     return digest_of(identity)[:_KEY_DIGITS]

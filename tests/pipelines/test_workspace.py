@@ -22,6 +22,12 @@ def test_equal_work_has_an_equal_key_and_any_difference_another():
     assert len(set(others)) == len(others)
 
 
+def test_another_text_normaliser_is_other_work(monkeypatch):
+    key = stage_key("train", {"rate": 1}, {"examples": "a"})
+    monkeypatch.setattr(module, "NORMALISER", "another")
+    assert stage_key("train", {"rate": 1}, {"examples": "a"}) != key
+
+
 def test_a_finished_artifact_is_found_and_a_damaged_one_is_not(tmp_path):
     store = Workspace(tmp_path)
     assert store.find("train", "k") is None
