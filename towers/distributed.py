@@ -120,5 +120,6 @@ def joined_ranks(*, use_cuda: bool) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if use_cuda else "gloo")
     try:
         yield Ranks.of_group()
+        dist.barrier()  # a rank that leaves early closes connections that slower ranks still read
     finally:
         dist.destroy_process_group()
