@@ -39,7 +39,14 @@ def test_an_evaluation_is_found_by_every_name_it_has(tmp_path, make_bundle):
     Store(tmp_path).set_champion(bundle_id, "test")
     stage = {"stage": "evaluate", "path": str(evaluation)}
     Workspace(tmp_path).write_record("runs", RUN, {"stages": [stage]})
-    for name in (str(evaluation), str(tmp_path / "bundles" / bundle_id), bundle_id, "champion", RUN, str(tmp_path)):
+    for name in (
+        str(evaluation),
+        str(tmp_path / "bundles" / bundle_id),
+        bundle_id,
+        "champion",
+        RUN,
+        str(tmp_path),
+    ):
         assert find_evaluation(name, tmp_path) == evaluation
 
 
