@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 SERVE ?= 1
 SESSIONS ?= 60000
+WORKERS ?= 2
 BIN := .venv/bin
 FAISS := $(if $(shell command -v nvidia-smi),gpu,cpu)
 # A folder of local wheels, where pip is set up with one, may hold a CPU torch; elsewhere uv picks the build.
@@ -42,7 +43,7 @@ demo: install ## simulated shop: logs, training, results table, then the API and
 	@if [ "$(SERVE)" != 0 ]; then $(BIN)/twotower serve work/shop; fi
 
 test: lint ## the whole suite, at most 8 minutes on 2 cores
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: install ## ruff, mypy --strict, import contracts, spelling
 	@$(BIN)/ruff check .
