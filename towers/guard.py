@@ -55,6 +55,12 @@ class GuardConfig(Config):
     recovery_steps: int = Field(
         200, ge=1, description="Most steps of cross-entropy on the way back; it ends once separated."
     )
+    uniform_negatives: float = Field(
+        0.5,
+        ge=0,
+        description="Uniform negatives that each batch on the way back has beside those of its stage, as a "
+        "share of its size; twice as many on the second way back, and so on. 0 adds none.",
+    )
 
 
 @dataclass(frozen=True)

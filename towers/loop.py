@@ -82,7 +82,8 @@ def _begin(training: Training, stage: StageConfig, length: int) -> None:
     if stage.unclicked_per_query > 0 and len(training.data.unclicked.values) == 0:
         training.record.event("nothing_unclicked", {"name": stage.name})
     details = {"name": stage.name, "loss": stage.loss.kind, "batch_size": stage.batch_size, "steps": length}
-    training.record.event("stage_started", details | {"learning_rate": stage.learning_rate})
+    details |= {"learning_rate": stage.learning_rate, "uniform_negatives": stage.negatives.uniform_per_batch}
+    training.record.event("stage_started", details)
 
 
 def _step(

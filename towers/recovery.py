@@ -1,9 +1,10 @@
 """The way back from a collapse.
 
 When the guard's alarm rings, the training goes back to the last healthy weights with their optimiser state
-and runs a gentler phase: cross-entropy, one batch stage down, at a lower learning rate, until positives beat
-their hardest negatives again. Then the collapsed stage is tried again from its start, at that lower rate.
-After a bounded number of ways back in one stage the training fails.
+and runs a gentler phase: cross-entropy, one batch stage down, at a lower learning rate, with more uniform
+negatives, until positives beat their hardest negatives again. Then the collapsed stage is tried again from
+its start, at that lower rate and with its own negatives. After a bounded number of ways back in one stage the
+training fails.
 
 What runs now is a function of the configuration and three numbers of `Progress` (stage, retries, recovering),
 so that an interrupted recovery resumes like anything else.
@@ -28,11 +29,14 @@ def phase_of(config: TrainConfig, progress: Progress) -> StageConfig:
     if not progress.recovering:
         return stage.model_copy(update={"learning_rate": rate})
     enter = config.entered_by(progress.stage) or EnterConfig()
+    batch_size = smaller_batch(config, progress.stage, progress.retries)
+    added = round(guard.uniform_negatives * batch_size * progress.retries)
     return stage.model_copy(
         update={
             "name": f"{stage.name}, recovery {progress.retries}",
             "loss": CrossEntropyConfig(),
-            "batch_size": smaller_batch(config, progress.stage, progress.retries),
+            "batch_size": batch_size,
+            "negatives": stage.negatives.with_more_uniform(added),
             "learning_rate": rate,
             "decay": "none",
             "epochs": None,

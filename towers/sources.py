@@ -1,5 +1,7 @@
 """Where a stage's negatives come from beside the batch and its unclicked documents: how many, how fresh."""
 
+from typing import Self
+
 from pydantic import Field, model_validator
 
 from features.config import Config
@@ -69,3 +71,14 @@ class NegativesConfig(Config):
     uniform: UniformSource | None = Field(None, description="Drawn uniformly over the corpus; null: none.")
     mined: MinedSource | None = Field(None, description="Mined from the current model; null: none.")
     queue: QueueSource | None = Field(None, description="A queue of earlier batches' documents; null: none.")
+
+    @property
+    def uniform_per_batch(self) -> int:
+        """Documents drawn uniformly for each batch."""
+        return 0 if self.uniform is None else self.uniform.per_batch
+
+    def with_more_uniform(self, count: int) -> Self:
+        """Return the same sources with so many more uniform documents for each batch."""
+        if count == 0:
+            return self
+        return self.model_copy(update={"uniform": UniformSource(per_batch=self.uniform_per_batch + count)})

@@ -13,9 +13,15 @@ import pytest
 from features.artifact import Artifact
 from features.errors import TrainingError
 from towers.checkpoint import Progress
+from towers.data import read_training_data
+from towers.loop import stage_batches
+from towers.negatives import Source
 from towers.recovery import phase_of, smaller_batch
+from towers.sources import UniformSource
+from towers.step import Inputs
+from towers.supply import Supply
 from towers.train import ListRecorder, NoRecorder, TrainConfig, train
-from towers.two_tower import TowersConfig
+from towers.two_tower import TowersConfig, build_two_tower
 
 MARGIN = 0.2
 WORDS = {"width": 16, "word_buckets": 512, "ngram_buckets": 1, "ngram_max": 0}
@@ -69,8 +75,12 @@ def test_the_guard_sees_the_collapse_goes_back_warms_up_and_the_hinge_then_learn
     started = [details for name, details in record.events if name == "stage_started"]
     assert [details["loss"] for details in started[:3]] == ["hinge", "cross_entropy", "hinge"]
     assert started[1]["batch_size"] == 128
+    assert [details["uniform_negatives"] for details in started[:3]] == [0, 64, 0]
     assert started[2]["learning_rate"] == started[1]["learning_rate"] == 0.01
     assert [stage["reason"] for stage in told["stages"][:2]] == ["collapsed", "separated"]
+    back = [point for point in told["curve"] if point["stage"] == "cold, recovery 1"]
+    assert back
+    assert all(point["share_uniform"] > 0 and 48 < point["uniform_negatives"] <= 64 for point in back)
     last = told["curve"][-1]
     assert last["loss"] < MARGIN / 2
     assert last["gap"] > MARGIN / 2
@@ -137,6 +147,35 @@ def test_a_way_back_goes_down_the_batch_stages_and_then_halves() -> None:
     config = TrainConfig.model_validate({"stages": stages})
     assert [smaller_batch(config, 3, down) for down in (1, 2, 3, 4)] == [256, 64, 32, 16]
     assert smaller_batch(config, 0, 9) == 2
+
+
+@pytest.mark.parametrize("retries", [1, 2])
+def test_each_way_back_has_more_uniform_negatives_and_log_q_counts_them(
+    retries: int, coloured_things: Path
+) -> None:
+    sources = {"uniform": {"per_batch": 10}, "queue": {"size": 8}}
+    config = configured(stage={"negatives": sources}, guard={"uniform_negatives": 0.25})
+    back = phase_of(config, Progress(retries=retries, recovering=True))
+    assert back.batch_size == 256 >> retries
+    added = back.batch_size * retries // 4
+    assert back.negatives.uniform == UniformSource(per_batch=10 + added)
+    assert back.negatives.queue == config.stages[0].negatives.queue
+    data = read_training_data(coloured_things)
+    model = build_two_tower(TOWERS, data.documents, data.queries)
+    inputs = Inputs(model.prepare_queries(data.queries), model.prepare_documents(data.documents))
+    batches = stage_batches(data, back, (0, 0, retries, 1))
+    supply = Supply(back.negatives, model, data, inputs, batches)
+    batch = batches.batch(0, supply.draws(model, 0, 10, NoRecorder()))
+    assert int((batch.source == Source.UNIFORM).sum()) == 10 + added
+    share, corpus = data.catalogue.positive_share, len(data.catalogue.content)
+    columns = batch.document_rows[batch.document_place].numpy()
+    expected = back.batch_size * share[columns] + (10 + added) / corpus
+    assert batch.log_q.exp().numpy() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_guard_without_more_uniform_negatives_keeps_the_stages_own() -> None:
+    config = configured(guard={"uniform_negatives": 0})
+    assert phase_of(config, Progress(retries=3, recovering=True)).negatives == config.stages[0].negatives
 
 
 def test_what_runs_is_a_function_of_the_configuration_and_the_progress() -> None:
