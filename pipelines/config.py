@@ -22,7 +22,7 @@ from features.readers import SourceConfig
 from pipelines.located_yaml import Key, Located, nearest, override, read_located_yaml
 from pipelines.study_config import CollapseStudyConfig
 from serving.api import ServeConfig
-from serving.index import IndexConfig
+from serving.build import IndexConfig
 from towers.encoders.inputs import FeatureTowerConfig
 from towers.evaluate import EvaluateConfig
 from towers.train import TrainConfig

@@ -81,7 +81,7 @@ def _accelerators() -> Iterator[Finding]:
     if importlib.util.find_spec("faiss") is None:
         yield _missing("faiss", "is not installed; install the extra `cpu`, or `gpu` with CUDA 12")
     else:
-        from serving.index import describe_faiss
+        from serving.devices import describe_faiss
 
         yield _ok("faiss", ", ".join(f"{key} {value}" for key, value in describe_faiss().items()))
     import torch

@@ -219,7 +219,7 @@ class Export(Stage):
 
     def run(self, recorder: Any) -> Outcome:
         """Encode the corpus, build the index, publish the bundle."""
-        from serving.bundle import export
+        from serving.export import export
 
         examples, checkpoint, evaluation = self._paths
         artifact = export(examples, checkpoint, evaluation, self.workspace.bundles, self.config.index)

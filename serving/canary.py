@@ -16,8 +16,9 @@ import pandas as pd
 
 from features.errors import BundleError
 from serving.encode import encode_documents, encode_queries
-from serving.index import Index, Neighbours, Vectors
+from serving.index import Index, Neighbours
 from serving.tune import exact_search
+from serving.vectors import Vectors
 from towers.two_tower import TwoTower
 
 CANARIES = 8

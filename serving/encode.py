@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from features.errors import BundleError
-from serving.index import Vectors, unusable_rows
+from serving.vectors import Vectors, unusable_rows
 from towers.batch import Features
 from towers.two_tower import TwoTower
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import faiss
 import numpy as np
 
-from serving.index import Index, IndexConfig, Neighbours, Vectors, check_vectors
+from serving.build import IndexConfig
+from serving.index import Index, Neighbours
+from serving.vectors import Vectors, check_vectors
 
 _TIE = 1e-5  # of the lengths' product; the same sum in another order differs by about this much in float32
 

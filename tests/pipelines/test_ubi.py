@@ -12,7 +12,7 @@ from pipelines.commands import evaluate_bundle
 from pipelines.config import load_config
 from pipelines.stages import Examples, Ingest, Train
 from pipelines.workspace import StageResult, Workspace
-from serving.bundle import export
+from serving.export import export
 from serving.store import Store
 from towers.record import NoRecorder
 

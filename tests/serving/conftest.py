@@ -16,8 +16,9 @@ import uvicorn
 from features.artifact import Artifact, publish
 from features.text import normalise
 from serving.api import ServeConfig, create_app
-from serving.bundle import Bundle, export, load
-from serving.index import IndexConfig
+from serving.build import IndexConfig
+from serving.bundle import Bundle, load
+from serving.export import export
 from serving.store import Store
 from towers.encoders.hashing import TextInput
 from towers.encoders.inputs import FeatureTowerConfig, HistoryInput

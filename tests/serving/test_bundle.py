@@ -10,8 +10,9 @@ import pytest
 from features.artifact import Artifact, publish, write_json
 from features.errors import ArtifactError, BundleError, ConfigError
 from features.text import NORMALISER
-from serving.bundle import Bundle, export, load
-from serving.index import IndexConfig
+from serving.build import IndexConfig
+from serving.bundle import Bundle, load
+from serving.export import export
 from serving.retriever import Retriever
 
 

@@ -4,7 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from features.errors import BundleError, ConfigError
-from serving.index import Index, IndexConfig, build, check_vectors, read
+from serving.build import IndexConfig, build
+from serving.index import Index, read
+from serving.vectors import check_vectors
 
 D = 16
 

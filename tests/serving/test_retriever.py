@@ -6,10 +6,11 @@ import pytest
 
 from features.lexical import LexicalIndex
 from features.text import document_text
-from serving.bundle import Bundle, export, load
+from serving.build import IndexConfig
+from serving.bundle import Bundle, load
 from serving.canary import query_frame
 from serving.encode import encode_documents, encode_queries
-from serving.index import IndexConfig
+from serving.export import export
 from serving.retriever import QueryError, QueryLimits, Retriever, UnknownDocumentError
 from towers.encoders.text import Architecture, TextTowerConfig
 from towers.two_tower import TowersConfig

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from serving.index import IndexConfig, build
+from serving.build import IndexConfig, build
 from serving.tune import ann_recall, exact_search, tune
 
 D = 16

@@ -1,0 +1,136 @@
+"""Making a bundle: encode the catalogue, build and tune the index, publish both with the towers.
+
+The bundle is opened once, canaries included, before one rename makes it visible.
+"""
+
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from features.artifact import Artifact, publish, write_json
+from features.errors import ArtifactError, BundleError
+from features.text import NORMALISER, TEXT_TEMPLATE
+from serving import canary
+from serving.build import IndexConfig, build
+from serving.bundle import ID_LENGTH, KIND, TOWERS, load_towers, open_bundle
+from serving.devices import describe_faiss
+from serving.encode import Progress, encode_documents, encode_queries
+from serving.index import Index
+from serving.provenance import Sources, describe_versions
+from serving.tune import ann_recall, tune
+from serving.vectors import Vectors
+from towers.two_tower import TwoTower
+
+
+def export(
+    examples: Path,
+    checkpoint: Path,
+    evaluation: Path | None,
+    bundles: Path,
+    index: IndexConfig,
+    *,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Encode the catalogue, build and tune the index, and publish both with the towers as one bundle.
+
+    The bundle is opened once, canaries included, before it becomes visible. Exporting the same inputs again
+    gives the same id and leaves the published bundle in place.
+
+    Args:
+        examples: `examples` artifact: the catalogue, and the held-out queries for tuning and measuring.
+        checkpoint: `checkpoint` artifact.
+        evaluation: `evaluation` artifact of this checkpoint, copied into the manifest; None leaves it empty.
+        bundles: Folder that receives `<bundle id>/`.
+        index: What to build.
+        progress: Called as documents are encoded.
+
+    Raises:
+        ArtifactError: If an input is damaged or the evaluation belongs to another checkpoint.
+        BundleError: If the catalogue is empty or a vector is not finite.
+        ConfigError: If the index cannot be built as configured.
+    """
+    sources = Sources.read(examples, checkpoint, evaluation)
+    towers = load_towers(checkpoint / TOWERS)
+    documents = pd.read_parquet(examples / "documents.parquet")
+    if documents.empty:
+        raise BundleError(f"{examples} has no documents; there is nothing to index")
+    document_ND = encode_documents(towers, documents, progress=progress)
+    built = build(document_ND, index, towers.similarity)
+    doc_ids = documents["doc_id"].tolist()
+    content: dict[str, Any] = {
+        **sources.facts(),
+        "text_normaliser": NORMALISER,
+        "text_template": TEXT_TEMPLATE,
+        "similarity": towers.similarity,
+        "unit_length": towers.similarity == "cosine",
+        "dimension": built.dimension,
+        "documents": len(doc_ids),
+        "index": _tuned(built, towers, document_ND, sources, index),
+        "versions": describe_versions(),
+        "faiss": describe_faiss(),
+    }
+    canaries = canary.choose(sources.held_out, documents)
+    content["canaries"] = canary.record(
+        canaries, encode_queries(towers, canaries), document_ND, built, doc_ids
+    )
+
+    def write(directory: Path) -> None:
+        shutil.copytree(checkpoint / TOWERS, directory, dirs_exist_ok=True)
+        (directory / "index").mkdir()
+        built.write(directory / "index" / "index.faiss")
+        write_json(directory / "ids.json", doc_ids)
+        shutil.copyfile(examples / "documents.parquet", directory / "documents.parquet")
+
+    return _publish(bundles, content, write)
+
+
+def _tuned(
+    built: Index, towers: TwoTower, document_ND: Vectors, sources: Sources, config: IndexConfig
+) -> dict[str, Any]:
+    """Tune on validation queries, measure on test queries, and say what was chosen and reached."""
+    tuning = tune(built, encode_queries(towers, sources.tuning), document_ND, config)
+    measured = ann_recall(built, encode_queries(towers, sources.measuring), document_ND, config.k)
+    return {
+        "factory": config.factory,
+        "metric": "inner_product",
+        "search": tuning.parameters,
+        "built_on": built.note,
+        "ann_recall": {
+            "k": min(config.k, built.size),
+            "value": measured,
+            "queries": len(sources.measuring),
+            "split": sources.measuring_split,
+            "target": config.target_ann_recall,
+            "target_met_when_tuned": tuning.met,
+            "curve": tuning.curve,
+        },
+    }
+
+
+def _publish(bundles: Path, content: dict[str, Any], write: Callable[[Path], None]) -> Artifact:
+    """Write under a hidden name, open it once, and rename it to its id."""
+    hidden = bundles / f".export-{uuid.uuid4().hex}"
+    try:
+        with publish(hidden, KIND, content) as staging:
+            write(staging)
+        artifact, *_ = open_bundle(hidden, "cpu")
+        final = bundles / artifact.digest[:ID_LENGTH]
+        if final.exists() and not _is_whole(final):
+            final.rename(bundles / f".damaged-{final.name}-{uuid.uuid4().hex}")
+        if not final.exists():
+            hidden.rename(final)
+        return Artifact.read(final, KIND)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        Artifact.read(path, KIND, verify=True)
+    except ArtifactError:
+        return False
+    return True
