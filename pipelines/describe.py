@@ -79,7 +79,14 @@ def _type_of(annotation: Any) -> str:
         return f"[{_heading(annotation)}](#{_heading(annotation).lower()})"
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " or ".join(f"`{member.value}`" for member in annotation)
-    plain = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path"}
+    plain = {
+        "str": "text",
+        "int": "integer",
+        "float": "number",
+        "bool": "true or false",
+        "Path": "path",
+        "ByteSize": "size",
+    }
     name = getattr(annotation, "__name__", str(annotation))
     return plain.get(name, name)
 

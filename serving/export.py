@@ -95,7 +95,7 @@ def _tuned(
     tuning = tune(built, encode_queries(towers, sources.tuning), document_ND, config)
     measured = ann_recall(built, encode_queries(towers, sources.measuring), document_ND, config.k)
     return {
-        "factory": config.factory,
+        "factory": config.named_factory,
         "metric": "inner_product",
         "search": tuning.parameters,
         "built_on": built.note,
@@ -104,7 +104,7 @@ def _tuned(
             "value": measured,
             "queries": len(sources.measuring),
             "split": sources.measuring_split,
-            "target": config.target_ann_recall,
+            "target": config.target_recall,
             "target_met_when_tuned": tuning.met,
             "curve": tuning.curve,
         },

@@ -79,12 +79,12 @@ def ann_recall(
 
 
 def tune(index: Index, query_BD: Vectors, document_ND: Vectors, config: IndexConfig) -> Tuning:
-    """Set the smallest nprobe or efSearch with `config.target_ann_recall`, or the largest if none has it.
+    """Set the smallest nprobe or efSearch with `config.target_recall`, or the largest if none has it.
 
     Doubles the parameter until the target is met, then bisects. The index is left at the chosen setting.
     """
     fixed = {str(parameter): value for parameter, value in config.search.items()}
-    name, target = index.tunable, config.target_ann_recall
+    name, target = index.tunable, config.target_recall
     exact = exact_search(query_BD, document_ND, config.k)
     if target is None or name is None or name in config.search:
         recall = ann_recall(index, query_BD, document_ND, config.k, exact)

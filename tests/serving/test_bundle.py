@@ -97,7 +97,7 @@ def test_exporting_again_repairs_a_damaged_bundle(tmp_path, make):
 
 
 def test_a_tuned_index_comes_back_with_its_search_parameters(tmp_path, make):
-    config = IndexConfig(factory="IVF4,Flat", k=5, target_ann_recall=1.0)
+    config = IndexConfig(factory="IVF4,Flat", k=5, target_recall=1.0)
     artifact = make.shop(tmp_path, index=config)
     nprobe = artifact.content["index"]["search"]["nprobe"]
     assert nprobe > 1

@@ -42,7 +42,7 @@ def test_duplicates_at_the_boundary_are_interchangeable():
 
 def test_tuning_finds_the_smallest_nprobe_that_meets_the_target():
     index = build(DOCUMENTS, IVF, "dot")
-    config = IVF.model_copy(update={"target_ann_recall": 0.9})
+    config = IVF.model_copy(update={"target_recall": 0.9})
     tuning = tune(index, QUERIES, DOCUMENTS, config)
     chosen = tuning.parameters["nprobe"]
     assert tuning.met is True
@@ -52,14 +52,14 @@ def test_tuning_finds_the_smallest_nprobe_that_meets_the_target():
 
 
 def test_tuning_works_on_graphs():
-    config = IndexConfig(factory="HNSW8", k=10, target_ann_recall=0.95)
+    config = IndexConfig(factory="HNSW8", k=10, target_recall=0.95)
     tuning = tune(build(DOCUMENTS, config, "dot"), QUERIES, DOCUMENTS, config)
     assert tuning.met is True
     assert tuning.parameters["efSearch"] > 1
 
 
 def test_a_target_that_nothing_meets_is_said_and_the_best_setting_stays():
-    config = IndexConfig(factory="IVF8,PQ2x4", k=10, target_ann_recall=0.99)
+    config = IndexConfig(factory="IVF8,PQ2x4", k=10, target_recall=0.99)
     index = build(DOCUMENTS, config, "dot")
     tuning = tune(index, QUERIES, DOCUMENTS, config)
     assert tuning.met is False
@@ -68,7 +68,7 @@ def test_a_target_that_nothing_meets_is_said_and_the_best_setting_stays():
 
 
 def test_a_fixed_parameter_is_measured_and_not_tuned():
-    config = IVF.model_copy(update={"target_ann_recall": 0.9, "search": {"nprobe": 2}})
+    config = IVF.model_copy(update={"target_recall": 0.9, "search": {"nprobe": 2}})
     tuning = tune(build(DOCUMENTS, config, "dot"), QUERIES, DOCUMENTS, config)
     assert tuning.parameters == {"nprobe": 2}
     assert tuning.met is False
