@@ -6,6 +6,7 @@ Each imports what it needs when it runs, so that none waits for libraries of ano
 import logging
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +60,14 @@ def search_store(
     chosen = champion_id(store) if bundle_id == "champion" else bundle_id
     from serving.bundle import load
     from serving.retriever import Hit, Retriever
+    from serving.search import Search
     from serving.store import Store
 
     retriever = Retriever(load(Store(store).bundle(chosen).path))
+    asked = Search(text=text, history=None if history is None else tuple(history), k=k)
     answers = {
-        "towers": retriever.answer(text, history, k),
-        "bm25": retriever.bm25(text, history, k),
+        "towers": retriever.answer(asked),
+        "bm25": retriever.answer(replace(asked, mode="bm25")),
     }
 
     def described(hit: Hit) -> dict[str, Any]:

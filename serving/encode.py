@@ -3,7 +3,7 @@
 Shapes: N documents, B queries, D embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from features.errors import BundleError
+from serving.search import Query
 from serving.vectors import Vectors, unusable_rows
 from towers.batch import Features
 from towers.two_tower import TwoTower
@@ -52,6 +53,20 @@ def encode_queries(towers: TwoTower, queries: pd.DataFrame, *, progress: Progres
     if refused.size:
         raise BundleError(f"query {int(refused[0])} of {len(queries)} has no finite vector; train again")
     return vectors
+
+
+def encode_searches(towers: TwoTower, queries: Sequence[Query]) -> Vectors:
+    """Return (B, D) float32 vectors of checked queries, in their order; the one seam of all searches.
+
+    Raises:
+        BundleError: If a vector is not finite or absurdly long.
+    """
+    columns = {
+        "query_text": [query.text for query in queries],
+        "history": [list(query.history) for query in queries],
+        "user_id": [query.user_id for query in queries],
+    }
+    return encode_queries(towers, pd.DataFrame(columns, dtype=object))
 
 
 def _encode(

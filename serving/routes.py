@@ -1,15 +1,18 @@
 """The routes of the HTTP API. Every request takes the served bundle once and uses it to the end."""
 
 import time
+import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 
 from serving.follow import Follower, Served
 from serving.refusals import NotReadyError
-from serving.retriever import Answer, Retriever
+from serving.retriever import Answer, QueryError, Retriever
+from serving.search import Search
 from serving.wire import (
     BundleReply,
     ErrorReply,
@@ -51,21 +54,29 @@ router = APIRouter(responses=_REFUSALS)
 
 
 @router.post("/v1/search", response_model_exclude_none=True)
-def search(body: SearchRequest, served: Current) -> SearchReply:
+async def search(request: Request, body: SearchRequest, served: Current) -> SearchReply:
     """Find the documents nearest to a text or to a history."""
     started = time.perf_counter()
     retriever = served.retriever
-    if body.mode == "bm25":
-        answer = retriever.bm25(body.text, body.history, body.k, body.exclude)
-    else:
-        answer = retriever.answer(body.text, body.history, body.k, body.exclude, body.user_id)
+    asked = Search(
+        text=body.text,
+        history=None if body.history is None else tuple(body.history),
+        k=body.k,
+        exclude=tuple(body.exclude),
+        user_id=body.user_id,
+        mode=body.mode,
+    )
+    answer = (await _answers(request, retriever, [asked]))[0]
+    if isinstance(answer, QueryError):
+        raise answer
     words = _words(retriever, body) if body.with_documents else None
     return SearchReply(
         bundle_id=retriever.bundle.bundle_id,
+        query_id=body.query_id or uuid.uuid4().hex,
         mode=body.mode,
         k=answer.k,
         hits=_hits(retriever, answer, words),
-        notes=_notes(answer, body.k, body.mode),
+        notes=answer.notes,
         unknown_history=answer.unknown,
         timings_ms=_timings(answer, started),
     )
@@ -83,10 +94,11 @@ def neighbors(
     answer = served.retriever.neighbors(doc_id, k)
     return NeighborsReply(
         bundle_id=served.retriever.bundle.bundle_id,
+        query_id=uuid.uuid4().hex,
         doc_id=doc_id,
         k=answer.k,
         hits=_hits(served.retriever, answer, "" if with_documents else None),
-        notes=_notes(answer, k, "dense"),
+        notes=answer.notes,
         timings_ms=_timings(answer, started),
     )
 
@@ -131,6 +143,13 @@ async def docs() -> FileResponse:
     return FileResponse(PAGE / "docs.html")
 
 
+async def _answers(
+    request: Request, retriever: Retriever, searches: list[Search]
+) -> list[Answer | QueryError]:
+    """Answer searches of one request; every route that searches comes through here."""
+    return await anyio.to_thread.run_sync(retriever.answer_many, searches)
+
+
 def _words(retriever: Retriever, body: SearchRequest) -> str:
     titles = [retriever.title(doc_id) for doc_id in body.history or [] if doc_id in retriever.bundle.rows]
     return " ".join([*([body.text] if body.text else []), *titles])
@@ -151,20 +170,6 @@ def _hits(retriever: Retriever, answer: Answer, words: str | None) -> list[HitRe
         )
         for hit in answer.hits
     ]
-
-
-def _notes(answer: Answer, k: int, mode: str) -> list[str]:
-    notes = []
-    if k > answer.k:
-        notes.append(f"k was clipped from {k} to the corpus of {answer.k} documents")
-    if answer.unknown:
-        notes.append(
-            f"{len(answer.unknown)} documents of the history are not in the catalogue and were left out"
-        )
-    if len(answer.hits) < answer.k:
-        reason = "share a word with the query" if mode == "bm25" else "were found and not excluded"
-        notes.append(f"{len(answer.hits)} documents {reason}")
-    return notes
 
 
 def _timings(answer: Answer, started: float) -> Timings:

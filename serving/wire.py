@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 DocId = Annotated[StrictStr, Field(min_length=1, max_length=512)]
+QueryId = Annotated[StrictStr, Field(min_length=1, max_length=128)]
 Mode = Literal["dense", "bm25"]
 
 
@@ -22,6 +23,7 @@ class SearchRequest(BaseModel):
     user_id: StrictStr | None = Field(None, max_length=512, description="who asks, for towers that read it")
     mode: Mode = Field("dense", description="dense: the towers and their index; bm25: words in common")
     with_documents: StrictBool = Field(False, description="whether hits carry title, text and matched terms")
+    query_id: QueryId | None = Field(None, description="the caller's id of this query; made here if left out")
 
 
 class HitReply(BaseModel):
@@ -49,6 +51,7 @@ class HitsReply(BaseModel):
     """Found documents, best first. Every part of a reply comes from the one bundle it names."""
 
     bundle_id: str
+    query_id: str = Field(description="names this query in the log of queries and clicks")
     k: int = Field(description="how many could be returned: the k asked for, clipped to the corpus")
     hits: list[HitReply]
     notes: list[str] = Field(description="anything that differs from what was asked for")

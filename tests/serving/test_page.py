@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from serving.retriever import Retriever
+from serving.search import Search
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (dev group)")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -73,7 +74,7 @@ def test_a_typed_query_shows_the_towers_beside_bm25(page, bundle):
     page.wait_for_selector('[data-mode="bm25"] .hit')
     retriever = Retriever(bundle)
     dense = retriever.search("red scarf", k=10)
-    words = retriever.bm25("red scarf", k=10).hits
+    words = retriever.answer(Search(text="red scarf", mode="bm25")).hits
     assert titles(page, "bm25") == [retriever.title(hit.doc_id) for hit in words]
     assert page.locator('[data-mode="dense"] code').all_inner_texts() == [hit.doc_id for hit in dense]
     scores = page.locator('[data-mode="dense"] .score').all_inner_texts()
@@ -89,7 +90,7 @@ def test_badges_say_how_the_rank_differs(page, bundle):
     page.keyboard.press("Enter")
     page.wait_for_selector('[data-mode="dense"] .hit')
     retriever = Retriever(bundle)
-    ranks = {hit.doc_id: hit.rank for hit in retriever.bm25("red shoes", k=10).hits}
+    ranks = {hit.doc_id: hit.rank for hit in retriever.answer(Search(text="red shoes", mode="bm25")).hits}
     badges = page.locator('[data-mode="dense"] .badge').all_inner_texts()
     for hit, badge in zip(retriever.search("red shoes", k=10), badges, strict=True):
         rank = ranks.get(hit.doc_id)

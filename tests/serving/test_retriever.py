@@ -11,7 +11,9 @@ from serving.bundle import Bundle, load
 from serving.canary import query_frame
 from serving.encode import encode_documents, encode_queries
 from serving.export import export
-from serving.retriever import QueryError, QueryLimits, Retriever, UnknownDocumentError
+from serving.queries import QueryError, QueryLimits, UnknownDocumentError
+from serving.retriever import Retriever
+from serving.search import Search
 from towers.encoders.text import Architecture, TextTowerConfig
 from towers.two_tower import TowersConfig
 
@@ -51,7 +53,7 @@ def test_excluded_documents_are_not_returned_and_others_move_up(retriever: Retri
 
 
 def test_k_beyond_the_corpus_is_clipped_and_said(retriever: Retriever):
-    answer = retriever.answer("red shoes", k=1_000)
+    answer = retriever.answer(Search(text="red shoes", k=1_000))
     assert answer.k == len(answer.hits) == len(retriever.bundle.doc_ids)
 
 
@@ -59,23 +61,23 @@ def test_bm25_answers_as_the_lexical_index(retriever: Retriever):
     documents = retriever.bundle.documents
     texts = [document_text(*pair) for pair in zip(documents["title"], documents["text"], strict=True)]
     doc_ids, scores = LexicalIndex.build(documents["doc_id"].tolist(), texts).search("red shoes", 5)
-    hits = retriever.bm25("red shoes", k=5).hits
+    hits = retriever.answer(Search(text="red shoes", k=5, mode="bm25")).hits
     assert [hit.doc_id for hit in hits] == doc_ids
     assert [hit.score for hit in hits] == pytest.approx(scores.tolist())
 
 
 def test_neighbours_are_nearest_by_similarity_without_the_document_itself(retriever: Retriever):
     vectors = encode_documents(retriever.bundle.towers, retriever.bundle.documents)
-    row = retriever.row("d03")
+    row = retriever.bundle.rows["d03"]
     expected = [retriever.bundle.doc_ids[i] for i in np.argsort(-(vectors @ vectors[row])) if i != row][:3]
     assert [hit.doc_id for hit in retriever.neighbors("d03", 3).hits] == expected
 
 
 @pytest.mark.parametrize("text", ["", " ", "\t\n", "\u200b\u200d", "\x00", "\ufeff"])
 def test_a_query_without_a_visible_character_is_refused(retriever: Retriever, text):
-    for ask in (retriever.search, retriever.bm25):
+    for mode in ("dense", "bm25"):
         with pytest.raises(QueryError, match="no visible character") as caught:
-            ask(text)
+            retriever.answer(Search(text=text, mode=mode))
         assert caught.value.code == "empty_query"
 
 
@@ -84,7 +86,7 @@ def test_a_query_as_long_as_allowed_is_answered_and_one_longer_is_not(retriever:
     with pytest.raises(QueryError, match="2001 characters; at most 2000"):
         retriever.search("a" * 2_001)
     with pytest.raises(QueryError, match="1000000 characters"):
-        retriever.bm25("a" * 1_000_000)
+        retriever.answer(Search(text="a" * 1_000_000, mode="bm25"))
 
 
 @pytest.mark.parametrize("k", [0, -1, 1_001, 10**9])
@@ -123,7 +125,7 @@ def test_a_history_gets_documents_it_does_not_hold(recommender: Retriever):
         @ encode_queries(towers, query_frame(None, history))[0]
     )
     np.testing.assert_allclose(
-        [hit.score for hit in hits], [scores[recommender.row(h.doc_id)] for h in hits], atol=1e-5
+        [hit.score for hit in hits], [scores[recommender.bundle.rows[h.doc_id]] for h in hits], atol=1e-5
     )
 
 
@@ -137,7 +139,7 @@ def test_a_longer_history_than_those_of_training_is_read_from_its_end(recommende
 
 
 def test_unknown_documents_of_a_history_are_named_and_do_not_matter(recommender: Retriever):
-    answer = recommender.answer(history=["gone", "d00"], k=5)
+    answer = recommender.answer(Search(history=("gone", "d00"), k=5))
     assert answer.unknown == ["gone"]
     assert answer.hits == recommender.search(history=["d00"], k=5)
 
@@ -149,9 +151,10 @@ def test_a_history_that_says_nothing_or_too_much_is_refused(recommender: Retriev
 
 
 def test_bm25_of_a_history_asks_with_its_titles(recommender: Retriever):
-    asked = recommender.bm25(history=["d00", "d05"], k=3).hits
+    asked = recommender.answer(Search(history=("d00", "d05"), k=3, mode="bm25")).hits
     titles = "red running shoes green running shoes"
-    assert asked == recommender.bm25(titles, k=3, exclude=["d00", "d05"]).hits
+    same = Search(text=titles, k=3, exclude=("d00", "d05"), mode="bm25")
+    assert asked == recommender.answer(same).hits
 
 
 def test_an_unknown_document_has_no_neighbours(retriever: Retriever):

@@ -1,0 +1,153 @@
+"""Checking what is asked, so that the API, the command line and a program get the same refusals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from features.config import Config
+from features.errors import TwotowerError
+from features.text import normalise
+from serving.bundle import Bundle
+from serving.search import Query, Search
+
+
+class QueryError(TwotowerError, ValueError):
+    """A query cannot be answered as asked; `code` names the reason for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class UnknownDocumentError(QueryError):
+    """A document was asked for that this bundle does not have."""
+
+    def __init__(self, doc_id: str) -> None:
+        super().__init__("unknown_document", f"no document {_shown(doc_id)} in this bundle")
+
+
+class QueryLimits(Config):
+    """The largest query that is answered."""
+
+    max_k: int = Field(1_000, ge=1, le=100_000, description="most results asked for at once")
+    max_text: int = Field(2_000, ge=1, description="characters of a query text")
+    max_history: int = Field(1_000, ge=1, description="documents in a history; the latest should come last")
+    max_exclude: int = Field(10_000, ge=0, description="documents that may be excluded from a result")
+    max_id: int = Field(512, ge=1, description="characters of a document id")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A search that can be answered.
+
+    Attributes:
+        search: As it was asked.
+        query: What the query tower reads.
+        words: What BM25 reads: the text, or the titles of the history.
+        unknown: Ids of the history that the catalogue does not have.
+        left_out: Ids that must not be returned.
+    """
+
+    search: Search
+    query: Query
+    words: str
+    unknown: list[str]
+    left_out: frozenset[str]
+
+
+def check(search: Search, bundle: Bundle, limits: QueryLimits) -> Checked:
+    """Return a search as the bundle answers it.
+
+    Raises:
+        QueryError: If it is empty, too large or of a kind that the bundle cannot answer.
+    """
+    check_size(search.k, search.exclude, limits)
+    _check_inputs(search, bundle)
+    text = None if search.text is None else _normalised(search.text, limits)
+    known, unknown = ([], []) if search.history is None else _history(search.history, bundle, limits)
+    latest = known if bundle.history_length is None else known[-bundle.history_length :]
+    titles = bundle.documents["title"]
+    words = [] if text is None else [text]
+    if search.mode != "dense" or search.explain:
+        words += [str(titles.iat[bundle.rows[doc_id]]) for doc_id in known]
+    return Checked(
+        search=search,
+        query=Query(text, tuple(latest), search.user_id),
+        words="\n".join(words),
+        unknown=unknown,
+        left_out=frozenset((*search.exclude, *(known if bundle.excludes_history else ()))),
+    )
+
+
+def check_size(k: int, exclude: Sequence[str], limits: QueryLimits) -> None:
+    """Refuse a k or a list of excluded ids that is out of range.
+
+    Raises:
+        QueryError: If one is.
+    """
+    if not 1 <= k <= limits.max_k:
+        raise QueryError("invalid_k", f"k = {k}; it must be from 1 to {limits.max_k}")
+    if len(exclude) > limits.max_exclude:
+        raise QueryError(
+            "too_many_excluded", f"{len(exclude)} excluded ids; at most {limits.max_exclude} are allowed"
+        )
+
+
+def row_of(doc_id: str, bundle: Bundle) -> int:
+    """Return the catalogue row of a document.
+
+    Raises:
+        UnknownDocumentError: If there is none.
+    """
+    row = bundle.rows.get(doc_id)
+    if row is None:
+        raise UnknownDocumentError(doc_id)
+    return row
+
+
+def _check_inputs(search: Search, bundle: Bundle) -> None:
+    inputs = bundle.query_inputs
+    if search.text is None and search.history is None:
+        raise QueryError("empty_query", f"the query is empty; give a {' or a '.join(inputs)}")
+    if search.mode == "bm25":  # words of a text, or of a history's titles: any bundle has them
+        return
+    for given, name in ((search.text, "text"), (search.history, "history")):
+        if given is not None and name not in inputs:
+            raise QueryError(
+                "wrong_input",
+                f"this bundle answers a {' and a '.join(inputs)}, not a {name}; leave {name} out",
+            )
+
+
+def _normalised(text: str, limits: QueryLimits) -> str:
+    """Return the text as training had it."""
+    if len(text) > limits.max_text:
+        raise QueryError(
+            "query_too_long",
+            f"the query has {len(text)} characters; at most {limits.max_text} are allowed",
+        )
+    normalised = normalise(text)
+    if not normalised:
+        raise QueryError("empty_query", "the query has no visible character; type a word")
+    return normalised
+
+
+def _history(history: Sequence[str], bundle: Bundle, limits: QueryLimits) -> tuple[list[str], list[str]]:
+    if not 1 <= len(history) <= limits.max_history:
+        raise QueryError(
+            "invalid_history",
+            f"the history has {len(history)} documents; it must have 1 to {limits.max_history}",
+        )
+    known = [doc_id for doc_id in history if doc_id in bundle.rows]
+    unknown = [doc_id for doc_id in history if doc_id not in bundle.rows]
+    if not known:
+        raise QueryError(
+            "unknown_history",
+            f"none of the history's documents is in this bundle, {_shown(unknown[0])} first",
+        )
+    return known, unknown
+
+
+def _shown(doc_id: str) -> str:
+    return repr(doc_id if len(doc_id) <= 60 else doc_id[:60] + "…")
