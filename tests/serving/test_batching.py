@@ -1,0 +1,173 @@
+import asyncio
+import threading
+import time
+
+import pytest
+
+from serving.batching import DEADLINE, Batcher, BatchingConfig, BusyError
+from serving.retriever import QueryError
+from serving.search import Answer, Search
+
+
+class Slow:
+    """An engine that notes its batches and can be held in the middle of one."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def answer_many(self, searches: list[Search]) -> list[Answer | QueryError]:
+        self.batches.append([search.text or "" for search in searches])
+        assert self.go.wait(10)
+        if any(search.text == "defect" for search in searches):
+            raise ZeroDivisionError
+        return [self.one(search) for search in searches]
+
+    def one(self, search: Search) -> Answer | QueryError:
+        if search.text == "bad":
+            return QueryError("empty_query", "bad")
+        return Answer([], len(search.text or ""), [search.text or ""], 0.0, 0.0)
+
+
+def texts(*words: str) -> list[Search]:
+    return [Search(text=word) for word in words]
+
+
+async def until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+async def held(batcher: Batcher, engine: Slow) -> asyncio.Task:
+    """Start a search and hold the worker in it."""
+    engine.go.clear()
+    first = asyncio.create_task(batcher.answer(engine, texts("first")))
+    await until(lambda: engine.batches == [["first"]])
+    return first
+
+
+def test_what_arrives_while_the_worker_is_busy_is_the_next_batch_and_each_gets_its_own_answer():
+    async def run() -> None:
+        batcher, engine = Batcher(), Slow()
+        first = await held(batcher, engine)
+        later = [asyncio.create_task(batcher.answer(engine, texts(f"{n}", f"{n}{n}"))) for n in range(5)]
+        await until(lambda: batcher.depth == 10)
+        engine.go.set()
+        assert [answer.unknown for answer in await first] == [["first"]]
+        for n, task in enumerate(later):
+            assert [answer.unknown for answer in await task] == [[f"{n}"], [f"{n}{n}"]]
+        assert [len(batch) for batch in engine.batches] == [1, 10]
+        assert batcher.depth == 0
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_batch_never_mixes_engines_and_nobody_is_passed_by_for_ever():
+    async def run() -> None:
+        batcher, old, new = Batcher(BatchingConfig(max_batch=3)), Slow(), Slow()
+        first = await held(batcher, old)
+        tasks = [
+            asyncio.create_task(batcher.answer(engine, texts(word)))
+            for engine, word in ((old, "a"), (new, "b"), (old, "c"), (new, "d"), (old, "e"), (old, "f"))
+        ]
+        await until(lambda: batcher.depth == 6)
+        old.go.set()
+        await asyncio.gather(first, *tasks)
+        assert old.batches == [["first"], ["a", "c", "e"], ["f"]]
+        assert new.batches == [["b", "d"]]
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_request_larger_than_a_batch_is_answered_in_parts_in_its_order():
+    async def run() -> None:
+        batcher, engine = Batcher(BatchingConfig(max_batch=4, max_queue=5)), Slow()
+        words = [f"w{n}" for n in range(10)]
+        answers = await batcher.answer(engine, texts(*words))
+        assert [answer.unknown[0] for answer in answers] == words
+        assert [len(batch) for batch in engine.batches] == [4, 4, 2]
+        assert await batcher.answer(engine, []) == []
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_the_queue_holds_as_many_as_it_may_and_refuses_one_more():
+    async def run() -> None:
+        batcher, engine = Batcher(BatchingConfig(max_queue=3)), Slow()
+        first = await held(batcher, engine)
+        waiting = [asyncio.create_task(batcher.answer(engine, texts("x"))) for _ in range(3)]
+        await until(lambda: batcher.depth == 3)
+        with pytest.raises(BusyError, match="wait already") as refused:
+            await batcher.answer(engine, texts("y"))
+        assert refused.value.code == "queue_full"
+        engine.go.set()
+        await asyncio.gather(first, *waiting)
+        await batcher.close()
+        assert ["y"] not in engine.batches
+
+    asyncio.run(run())
+
+
+def test_who_is_past_the_deadline_or_gone_costs_no_work():
+    async def run() -> None:
+        batcher, engine = Batcher(), Slow()
+        first = await held(batcher, engine)
+
+        async def late() -> None:
+            DEADLINE.set(time.monotonic() + 0.01)
+            await batcher.answer(engine, texts("late"))
+
+        expired = asyncio.create_task(late())
+        gone = asyncio.create_task(batcher.answer(engine, texts("gone")))
+        kept = asyncio.create_task(batcher.answer(engine, texts("kept")))
+        await until(lambda: batcher.depth == 3)
+        gone.cancel()
+        await asyncio.sleep(0.02)
+        engine.go.set()
+        with pytest.raises(BusyError, match="deadline"):
+            await expired
+        await asyncio.gather(first, kept)
+        assert engine.batches == [["first"], ["kept"]]
+        assert batcher.depth == 0
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_refused_search_and_a_defect_stay_with_the_request_that_brought_them():
+    async def run() -> None:
+        batcher, engine = Batcher(), Slow()
+        first = await held(batcher, engine)
+        tasks = [
+            asyncio.create_task(batcher.answer(engine, texts(*words)))
+            for words in (("good", "bad"), ("defect",), ("fine",))
+        ]
+        await until(lambda: batcher.depth == 4)
+        engine.go.set()
+        good, defect, fine = await asyncio.gather(*tasks, return_exceptions=True)
+        await first
+        assert [type(answer) for answer in good] == [Answer, QueryError]
+        assert isinstance(defect, ZeroDivisionError)
+        assert fine[0].unknown == ["fine"]
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_two_workers_answer_two_batches_at_the_same_time():
+    async def run() -> None:
+        batcher, engine = Batcher(BatchingConfig(workers=2)), Slow()
+        engine.go.clear()
+        tasks = [asyncio.create_task(batcher.answer(engine, texts(word))) for word in "ab"]
+        await until(lambda: sorted(engine.batches) == [["a"], ["b"]])
+        engine.go.set()
+        await asyncio.gather(*tasks)
+        await batcher.close()
+
+    asyncio.run(run())
