@@ -53,6 +53,7 @@ class Follower:
         self, store: Store, limits: QueryLimits | None = None, device: str = "auto", poll_seconds: float = 1.0
     ) -> None:
         self.store = store
+        self.swaps = 0
         self._limits = limits or QueryLimits()
         self._device = device
         self._poll_seconds = poll_seconds
@@ -112,6 +113,7 @@ class Follower:
             self._refuse(bundle_id, short_of_memory if isinstance(error, MemoryError) else str(error))
             return
         self._served = Served(Retriever(bundle, self._limits), _now())
+        self.swaps += 1
         self._refusal = self._refused_state = None
         log.info("serving bundle %s: %d documents, %s", bundle_id, len(bundle.doc_ids), bundle.index.note)
 
