@@ -48,11 +48,9 @@ def encode_queries(towers: TwoTower, queries: pd.DataFrame, *, progress: Progres
     Raises:
         BundleError: If a vector is not finite or absurdly long.
     """
-    vectors = _encode(towers, queries, towers.prepare_queries, towers.encode_queries, progress)
-    refused = unusable_rows(vectors)
-    if refused.size:
-        raise BundleError(f"query {int(refused[0])} of {len(queries)} has no finite vector; train again")
-    return vectors
+    return _usable_queries(
+        _encode(towers, queries, towers.prepare_queries, towers.encode_queries, progress)
+    )
 
 
 def encode_searches(towers: TwoTower, queries: Sequence[Query]) -> Vectors:
@@ -66,7 +64,19 @@ def encode_searches(towers: TwoTower, queries: Sequence[Query]) -> Vectors:
         "history": [list(query.history) for query in queries],
         "user_id": [query.user_id for query in queries],
     }
-    return encode_queries(towers, pd.DataFrame(columns, dtype=object))
+    frame = pd.DataFrame(columns, dtype=object)
+    if len(queries) > _BATCH_ROWS:
+        return encode_queries(towers, frame)
+    with torch.inference_mode():
+        features = towers.prepare_queries(frame).to(next(towers.parameters()).device)
+        return _usable_queries(towers.encode_queries(features).cpu().numpy())
+
+
+def _usable_queries(vectors: Vectors) -> Vectors:
+    refused = unusable_rows(vectors)
+    if refused.size:
+        raise BundleError(f"query {int(refused[0])} of {len(vectors)} has no finite vector; train again")
+    return vectors
 
 
 def _encode(
