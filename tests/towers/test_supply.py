@@ -1,8 +1,4 @@
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,40 +240,28 @@ def test_each_sources_count_and_share_of_the_loss_is_on_the_curve(
     assert 32 < full["queue_negatives"] < 70
 
 
-CHILD = """
-import json, os, signal, sys
-from pathlib import Path
-from towers.train import NoRecorder, TrainConfig, train
-from towers.two_tower import TowersConfig
+class Interrupter(NoRecorder):
+    """Ends a training in the middle of a step."""
 
-class Killer(NoRecorder):
-    def metric(self, name, value, step):
-        if name == "train/loss" and step == int(sys.argv[4]):
-            os.kill(os.getpid(), signal.SIGKILL)
+    def __init__(self, step: int) -> None:
+        self._step = step
 
-config = json.loads(sys.argv[3])
-towers, training = TowersConfig(**config["towers"]), TrainConfig(**config["train"])
-train(Path(sys.argv[1]), Path(sys.argv[2]), towers, training, seed=5, record=Killer())
-"""
+    def metric(self, name: str, value: float, step: int) -> None:
+        if name == "train/loss" and step == self._step:
+            raise InterruptedError
 
 
-def test_a_killed_training_with_queue_and_mining_ends_as_the_uninterrupted_one(
+def test_an_interrupted_training_with_queue_and_mining_ends_as_the_uninterrupted_one(
     coloured_things: Path, tmp_path: Path
 ) -> None:
-    """Killed inside a mined window with a queue that is partly filled, then full, then in the next stage."""
-    config = {"towers": TOWERS, "train": TRAIN}
-    target = tmp_path / "killed"
-    for step in (3, 7, 14):
-        code = subprocess.run(
-            [sys.executable, "-c", CHILD, str(coloured_things), str(target), json.dumps(config), str(step)],
-            timeout=120,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            check=False,
-        ).returncode
-        assert code == -signal.SIGKILL
-        states = [int(path.name[5:]) for path in (tmp_path / "killed.progress").glob("step-*")]
-        assert max(states) == step - 1
+    """Inside a mined window with a queue that is partly filled, then full, then in the next stage."""
     towers, training = TowersConfig.model_validate(TOWERS), TrainConfig.model_validate(TRAIN)
+    target = tmp_path / "interrupted"
+    for step in (3, 7, 14):
+        with pytest.raises(InterruptedError):
+            train(coloured_things, target, towers, training, seed=5, record=Interrupter(step))
+        states = [int(path.name[5:]) for path in (tmp_path / "interrupted.progress").glob("step-*")]
+        assert max(states) == step - 1
     resumed, whole = (
         train(coloured_things, path, towers, training, seed=5, record=NoRecorder())
         for path in (target, tmp_path / "whole")
