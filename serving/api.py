@@ -1,10 +1,9 @@
 """The HTTP API over a store's champion, and the page.
 
 Every request takes the served bundle once and uses it to the end, so no reply mixes versions. Searches run
-in a thread pool of `ServeConfig.concurrency`; `/livez` never waits for them.
+in the workers of `serving.batching`, other work in a thread pool; `/livez` never waits for either.
 """
 
-import ipaddress
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -22,7 +21,15 @@ from pydantic import Field
 from features.config import Config
 from features.errors import ConfigError
 from serving import refusals
+from serving.admission import Admission, AdmissionConfig
+from serving.batching import Batcher, BatchingConfig
 from serving.follow import Follower
+from serving.gate import CapsConfig, Gate, Rules
+from serving.keys import Keys, KeysConfig, require_loopback_or_keys
+from serving.metrics import Metrics
+from serving.observed import Observed
+from serving.operations import operations
+from serving.rates import Rates, RatesConfig
 from serving.retriever import QueryLimits
 from serving.routes import PAGE, router
 from serving.store import Store
@@ -33,26 +40,41 @@ log = logging.getLogger(__name__)
 class ServeConfig(Config):
     """Where the API listens and what it accepts."""
 
-    host: str = Field("127.0.0.1", description="address to listen on; loopback only")
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; one that is not loopback needs API keys"
+    )
     port: int = Field(8080, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="where the index is searched")
     poll_seconds: float = Field(1.0, gt=0, le=3_600, description="time between two looks at the champion")
-    concurrency: int = Field(4, ge=1, le=256, description="searches that run at the same time")
-    threads: int = Field(1, ge=1, le=256, description="torch threads that one search uses")
-    max_body_bytes: int = Field(1_000_000, ge=1_000, description="largest request body")
+    concurrency: int = Field(4, ge=1, le=256, description="other requests than searches that work at once")
+    threads: int = Field(1, ge=1, le=256, description="torch threads that one batch of searches uses")
+    batching: BatchingConfig = Field(default_factory=BatchingConfig, description="searches put together")
+    admission: AdmissionConfig = Field(default_factory=AdmissionConfig, description="how much at once")
+    caps: CapsConfig = Field(default_factory=CapsConfig, description="largest request that is read")
+    keys: KeysConfig = Field(default_factory=KeysConfig, description="who may ask")
+    rates: RatesConfig = Field(default_factory=RatesConfig, description="how often one client may ask")
     limits: QueryLimits = Field(default_factory=QueryLimits, description="largest query that is answered")
 
 
 def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
-    """Return the application; it begins to follow the store's champion when it is started."""
+    """Return the application; it begins to follow the store's champion when it is started.
+
+    Raises:
+        ConfigError: If a key cannot be read.
+    """
     settings = config or ServeConfig()
+    metrics = Metrics()
     follower = Follower(Store(store), settings.limits, settings.device, settings.poll_seconds)
+    batcher = Batcher(settings.batching, metrics)
+    admission = Admission(settings.admission)
+    metrics.watch(follower, batcher, admission)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.concurrency
         follower.start()
         yield
+        await batcher.close()
         await anyio.to_thread.run_sync(follower.stop)
 
     app = FastAPI(
@@ -63,9 +85,14 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.follower = follower
-    refusals.install(app, settings.max_body_bytes)
+    app.state.follower, app.state.batcher = follower, batcher
+    app.state.metrics, app.state.admission = metrics, admission
+    refusals.install(app, metrics)
+    rules = Rules(settings.caps, Keys.read(settings.keys), Rates(settings.rates), admission, metrics)
+    app.add_middleware(Gate, rules=rules)
+    app.add_middleware(Observed, metrics=metrics)
     app.include_router(router)
+    app.include_router(operations)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return app
 
@@ -74,9 +101,9 @@ def serve(store: Path, config: ServeConfig) -> None:
     """Serve until interrupted.
 
     Raises:
-        ConfigError: If the host is not loopback, or the address cannot be taken.
+        ConfigError: If the address is not loopback and there is no key, or it cannot be taken.
     """
-    _require_loopback(config.host)
+    require_loopback_or_keys(config.host, Keys.read(config.keys))
     torch.set_num_threads(config.threads)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
@@ -93,15 +120,3 @@ def serve(store: Path, config: ServeConfig) -> None:
             uvicorn.Config(create_app(store, config), log_level="warning", access_log=False)
         )
         server.run(sockets=[listener])
-
-
-def _require_loopback(host: str) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise ConfigError(
-            f"host {host!r} is not loopback; there are no API keys yet, so only 127.0.0.1, ::1 or localhost "
-            "can be served (put a proxy that authenticates in front)"
-        )

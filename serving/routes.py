@@ -5,10 +5,10 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 
+from serving.batching import Batcher
 from serving.follow import Follower, Served
 from serving.refusals import NotReadyError
 from serving.retriever import Answer, QueryError, Retriever
@@ -40,7 +40,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _served(request: Request) -> Served:
+async def _served(request: Request) -> Served:
     follower: Follower = request.app.state.follower
     served = follower.served
     if served is None:
@@ -128,7 +128,7 @@ async def livez() -> LiveReply:
 @router.get("/readyz")
 async def readyz(request: Request) -> ReadyReply:
     """Say that a bundle whose digests and canaries were checked answers searches; 503 until then."""
-    return ReadyReply(bundle_id=_served(request).retriever.bundle.bundle_id)
+    return ReadyReply(bundle_id=(await _served(request)).retriever.bundle.bundle_id)
 
 
 @router.get("/", include_in_schema=False)
@@ -147,7 +147,8 @@ async def _answers(
     request: Request, retriever: Retriever, searches: list[Search]
 ) -> list[Answer | QueryError]:
     """Answer searches of one request; every route that searches comes through here."""
-    return await anyio.to_thread.run_sync(retriever.answer_many, searches)
+    batcher: Batcher = request.app.state.batcher
+    return await batcher.answer(retriever, searches)
 
 
 def _words(retriever: Retriever, body: SearchRequest) -> str:

@@ -1,0 +1,83 @@
+"""How many requests are being answered at once, and for how long one may take.
+
+A request beyond the bound is refused at once, so that those that were admitted are answered in time
+whatever the load is.
+"""
+
+import time
+
+from pydantic import Field
+
+from features.config import Config
+from serving.batching import DEADLINE
+
+TIMEOUT_HEADER = b"x-timeout-ms"
+
+
+class AdmissionConfig(Config):
+    """What is refused because there is too much of it."""
+
+    max_requests: int = Field(
+        64, ge=1, le=100_000, description="requests being answered at once; more are refused with 503"
+    )
+    timeout_ms: int = Field(
+        10_000,
+        ge=1,
+        le=600_000,
+        description="longest a search may wait before work on it begins; a caller asks for less by the "
+        "header `X-Timeout-Ms`",
+    )
+
+
+class TimeoutHeaderError(ValueError):
+    """The header `X-Timeout-Ms` is not a number of milliseconds that is allowed."""
+
+
+class Admission:
+    """Counts what is being answered. Used by the event loop alone.
+
+    Args:
+        config: The bounds.
+
+    Attributes:
+        draining: Whether the server is about to stop, and so not ready for more.
+    """
+
+    def __init__(self, config: AdmissionConfig) -> None:
+        self.config = config
+        self.draining = False
+        self._in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being answered."""
+        return self._in_flight
+
+    def enter(self) -> bool:
+        """Take a place; False where none is left. Who got one must `leave`."""
+        if self._in_flight >= self.config.max_requests:
+            return False
+        self._in_flight += 1
+        return True
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._in_flight -= 1
+
+    def set_deadline(self, asked: bytes | None) -> None:
+        """Set the present request's deadline.
+
+        Args:
+            asked: The value of `X-Timeout-Ms`.
+
+        Raises:
+            TimeoutHeaderError: If that is no whole number from 1 to the configured one.
+        """
+        most = self.config.timeout_ms
+        if asked is None:
+            milliseconds = most
+        elif not asked.isdigit() or len(asked) > 9 or not 1 <= int(asked) <= most:
+            raise TimeoutHeaderError(f"X-Timeout-Ms must be a whole number from 1 to {most}")
+        else:
+            milliseconds = int(asked)
+        DEADLINE.set(time.monotonic() + milliseconds / 1e3)
