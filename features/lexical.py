@@ -80,10 +80,28 @@ class LexicalIndex:
                 scores[row] = self._index.get_scores_from_ids(known)
         return scores
 
-    def search(self, query_text: str, k: int) -> tuple[list[str], NDArray[np.float32]]:
-        """Find the k best documents that share a word with the query.
+    def search(
+        self, query_text: str, k: int, among: NDArray[np.bool_] | None = None
+    ) -> tuple[list[str], NDArray[np.float32]]:
+        """Find the k best documents that share a word with the query; `best_rows` with ids.
+
+        Raises:
+            ValueError: If k < 1.
+        """
+        rows, scores = self.best_rows(query_text, k, among)
+        return [self.doc_ids[row] for row in rows], scores
+
+    def best_rows(
+        self, query_text: str, k: int, among: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Find the rows of the k best documents that share a word with the query, and their scores.
 
         Order: score, largest first; equal scores by doc_id, ascending. Fewer than k where fewer match.
+
+        Args:
+            query_text: The query.
+            k: At least 1.
+            among: (N,) true for the rows that may be found; None is all of them.
 
         Raises:
             ValueError: If k < 1.
@@ -91,12 +109,12 @@ class LexicalIndex:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         scores = self.score([query_text])[0]
-        rows = np.flatnonzero(scores)
+        rows = np.flatnonzero(scores if among is None else (scores > 0) & among)
         if len(rows) > k:
             least = np.partition(scores[rows], len(rows) - k)[len(rows) - k]
             rows = rows[scores[rows] >= least]
         rows = rows[np.lexsort((self._place[rows], -scores[rows]))][:k]
-        return [self.doc_ids[row] for row in rows], scores[rows]
+        return rows, scores[rows]
 
     def matched_terms(self, query_text: str, doc_id: str) -> list[str]:
         """Return the query's distinct words that the document holds, in the order of the query.
@@ -106,12 +124,22 @@ class LexicalIndex:
         """
         if doc_id not in self._row:
             raise ValueError(f"doc_id {doc_id!r} is not in this index of {len(self.doc_ids)} documents")
+        return self.matched_in(query_text, np.array([self._row[doc_id]]))[0]
+
+    def matched_in(self, query_text: str, rows: NDArray[np.int64]) -> list[list[str]]:
+        """Return the query's distinct words that each of some rows' documents hold, in the query's order."""
+        matched: list[list[str]] = [[] for _ in rows]
         if self._index is None:
-            return []
-        row, starts, rows = self._row[doc_id], self._index.scores["indptr"], self._index.scores["indices"]
-        matched = []
+            return matched
+        starts, holders = self._index.scores["indptr"], self._index.scores["indices"]
         for word in dict.fromkeys(words(query_text)):
             token = self._index.vocab_dict.get(word)
-            if token is not None and (rows[starts[token] : starts[token + 1]] == row).any():
-                matched.append(word)
+            if token is not None:
+                posting = holders[starts[token] : starts[token + 1]]
+                for place in np.flatnonzero(np.isin(rows, posting, kind="table")):
+                    matched[place].append(word)
         return matched
+
+    def knows(self, word: str) -> bool:
+        """Whether some document holds a word, as `features.text.words` gives it."""
+        return self._index is not None and word in self._index.vocab_dict

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -50,7 +50,11 @@ class QrelsConfig(Config):
         description="columns: CSV, JSON lines or Parquet; judgments: OpenSearch's judgement list; trec: "
         "`query 0 document grade` lines. Null tells it by the name: .json judgments, .txt .qrels .trec trec.",
     )
-    queries: Path | None = Field(None, description="For trec: lines of a query's id, a tab and its text.")
+    queries: Path | None = Field(
+        None,
+        description="For trec: lines of a query's id, a tab and its text. Null takes the file beside `path` "
+        "that is called the same with `.queries.tsv` at its end, where there is one.",
+    )
     columns: QrelsColumns = Field(QrelsColumns(), description="Which columns are what.")
     gains: dict[float, float] | None = Field(
         None,
@@ -63,7 +67,20 @@ class QrelsConfig(Config):
         Raises:
             SchemaError: If one does not exist.
         """
-        return find_files([self.path, *([self.queries] if self.queries else [])])
+        texts = self.texts()
+        return find_files([self.path, *([texts] if texts else [])])
+
+    def same_format(self, other: "QrelsConfig") -> bool:
+        """Whether another file of judgements is in the format of this one."""
+        return _format_of(self) == _format_of(other)
+
+    def texts(self) -> Path | None:
+        """Return the file with the texts of trec's queries, if one is given or stands beside them."""
+        if self.queries is not None or _format_of(self) != "trec":
+            return self.queries
+        name = self.path.name.removesuffix(".gz").rpartition(".")[0]
+        beside = self.path.with_name(f"{name}.queries.tsv")
+        return beside if beside.is_file() else None
 
 
 def read_qrels(config: QrelsConfig) -> pd.DataFrame:
@@ -189,26 +206,33 @@ def _as_text(value: object) -> object:
 
 
 def _read_trec(config: QrelsConfig) -> pd.DataFrame:
-    if config.queries is None:
+    queries = config.texts()
+    if queries is None:
         raise ConfigError(
             "qrels.queries is missing: trec judgements have ids of queries; say where their texts are"
         )
-    judged = _fields(config.path, None, 4, "query 0 document grade").drop(columns=1)
+    judged = _fields(config.path, _trec_fields, 4, "query 0 document grade").drop(columns=1)
     judged.columns = pd.Index(["query_id", "doc_id", "relevance"])
-    texts = _fields(config.queries, "\t", 2, "id, tab, text").set_index(0)[1]
+    texts = _fields(queries, lambda line: line.split("\t", 1), 2, "id, tab, text").set_index(0)[1]
     if not texts.index.is_unique:
         repeated = texts.index[texts.index.duplicated()][0]
-        raise SchemaError(f"{config.queries.name} has two texts for the query {repeated!r}")
+        raise SchemaError(f"{queries.name} has two texts for the query {repeated!r}")
     judged["query_text"] = judged["query_id"].map(texts)
     missing = judged.loc[judged["query_text"].isna(), "query_id"]
     if len(missing):
-        raise SchemaError(f"{config.queries.name} has no text for the query {missing.iloc[0]!r}")
+        raise SchemaError(f"{queries.name} has no text for the query {missing.iloc[0]!r}")
     return judged
 
 
-def _fields(path: Path, separator: str | None, width: int, expected: str) -> pd.DataFrame:
+def _trec_fields(line: str) -> list[str]:
+    """Split `query 0 document grade`, where the document's id may hold blanks."""
+    head = line.split(None, 2)
+    return [*head[:2], *(head[2].rsplit(None, 1) if len(head) == 3 else [])]
+
+
+def _fields(path: Path, split: Callable[[str], list[str]], width: int, expected: str) -> pd.DataFrame:
     lines = [line for line in _text(path).splitlines() if line.strip()]
-    rows = [line.split(separator, width - 1) for line in lines]
+    rows = [split(line) for line in lines]
     wrong = next((row for row in rows if len(row) != width), None)
     if wrong is not None:
         raise SchemaError(f"{path.name}: {wrong!r} is not `{expected}`")

@@ -10,11 +10,16 @@ from pipelines.workspace import Workspace, stage_key
 
 
 def qrels_config(config: RunConfig, path: Path | None) -> QrelsConfig | None:
-    """Return which judgements to use: `path` in place of the configuration's own, whose other keys stay."""
+    """Return which judgements to use: `path` in place of the configuration's own.
+
+    The configuration's other keys stay where both are in the same format, and say nothing about another one.
+    """
     if path is None:
         return config.qrels
-    path = path.resolve()
-    return config.qrels.model_copy(update={"path": path}) if config.qrels else QrelsConfig(path=path)
+    named = QrelsConfig(path=path.resolve())
+    if config.qrels is None or not config.qrels.same_format(named):
+        return named
+    return config.qrels.model_copy(update={"path": named.path})
 
 
 def qrels_key(workspace: Workspace, config: QrelsConfig) -> str:

@@ -48,9 +48,7 @@ def encode_queries(towers: TwoTower, queries: pd.DataFrame, *, progress: Progres
     Raises:
         BundleError: If a vector is not finite or absurdly long.
     """
-    return _usable_queries(
-        _encode(towers, queries, towers.prepare_queries, towers.encode_queries, progress)
-    )
+    return _usable_queries(_encode(towers, queries, towers.prepare_queries, towers.encode_queries, progress))
 
 
 def encode_searches(towers: TwoTower, queries: Sequence[Query]) -> Vectors:

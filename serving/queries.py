@@ -15,6 +15,9 @@ from serving.search import Query, Search
 class QueryError(TwotowerError, ValueError):
     """A query cannot be answered as asked; `code` names the reason for programs."""
 
+    status = 422
+    """What HTTP calls it."""
+
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
@@ -22,6 +25,8 @@ class QueryError(TwotowerError, ValueError):
 
 class UnknownDocumentError(QueryError):
     """A document was asked for that this bundle does not have."""
+
+    status = 404
 
     def __init__(self, doc_id: str) -> None:
         super().__init__("unknown_document", f"no document {_shown(doc_id)} in this bundle")

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 Mode = Literal["dense", "bm25", "hybrid"]
 
@@ -53,6 +55,48 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a document stands in one ranking."""
+
+    rank: Annotated[int, Field(description="from 1")]
+    score: float
+
+
+@dataclass(frozen=True)
+class HitExplanation:
+    """Why a document was found; places are null where the ranking, as deep as it was read, lacks it."""
+
+    dense: Place | None
+    bm25: Place | None
+    matched_terms: Annotated[list[str], Field(description="words of the query that the document has")]
+    dense_share: Annotated[
+        float | None, Field(description="what the towers' rank adds to the fused score; hybrid only")
+    ]
+    bm25_share: Annotated[
+        float | None, Field(description="what the rank of BM25 adds to the fused score; hybrid only")
+    ]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How an answer came about."""
+
+    text: Annotated[str | None, Field(description="the query as the query tower read it")]
+    history: Annotated[list[str], Field(description="the doc_ids that the query tower read, oldest first")]
+    words: Annotated[list[str], Field(description="the words that BM25 looked for")]
+    unknown_words: Annotated[list[str], Field(description="those of them that no document has")]
+    tokens: Annotated[int, Field(description="how many words that are, repeated ones included")]
+    dense_depth: Annotated[int, Field(description="how many documents the towers' ranking was read for")]
+    bm25_depth: Annotated[int, Field(description="how many documents the ranking of BM25 was read for")]
+    index: Annotated[str, Field(description="which index was searched, and where")]
+    allowed: Annotated[
+        int | None, Field(description="documents that the filters and exclusions leave; null without any")
+    ]
+    strategy: Annotated[str | None, Field(description="how the index kept to them; null without any")]
+    hits: Annotated[list[HitExplanation], Field(description="one for each hit, in their order")]
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a search found and what it took.
 
@@ -63,6 +107,7 @@ class Answer:
         encode_ms: Milliseconds in which the query's vector was made, with those of its batch; 0 for BM25.
         search_ms: Milliseconds of the search, with those that were searched in the same call.
         notes: One line for each thing that differs from what was asked for.
+        explanation: Only where the search asked for it.
     """
 
     hits: list[Hit]
@@ -71,3 +116,4 @@ class Answer:
     encode_ms: float
     search_ms: float
     notes: list[str] = field(default_factory=list)
+    explanation: Explanation | None = None

@@ -57,6 +57,19 @@ def test_trec_lines_take_their_texts_from_a_second_file(tmp_path: Path) -> None:
         read_qrels(QrelsConfig(path=path, queries=write(tmp_path / "few.tsv", "q1\ttea\n")))
 
 
+def test_texts_beside_trec_lines_are_found_by_their_name_and_an_id_may_hold_blanks(tmp_path: Path) -> None:
+    path = write(tmp_path / "judgments.qrels", "q1 0 shelf/9 ü 2\nq1 0 d2 0\n")
+    assert QrelsConfig(path=path).files() == [path]
+    texts = write(tmp_path / "judgments.queries.tsv", "q1\tgreen tea\n")
+    assert QrelsConfig(path=path).files() == [path, texts]
+    assert rows(read_qrels(QrelsConfig(path=path))) == [
+        ("q1", "green tea", "d2", 0.0),
+        ("q1", "green tea", "shelf/9 ü", 2.0),
+    ]
+    with pytest.raises(SchemaError, match="is not `query 0 document grade`"):
+        read_qrels(QrelsConfig(path=write(tmp_path / "judgments.qrels", "q1 0 2\n")))
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
