@@ -24,6 +24,7 @@ from features.lexical import LexicalIndex
 from features.text import NORMALISER, document_text
 from serving import canary
 from serving.devices import require_device
+from serving.filters import Catalogue
 from serving.index import Index, read
 from serving.vectors import SIMILARITIES
 from towers.two_tower import TwoTower
@@ -46,6 +47,7 @@ class Bundle:
         doc_ids: Its ids, in the same order.
         rows: The row of each id.
         lexical: BM25 over the same catalogue.
+        catalogue: Its fields, ready to be filtered.
     """
 
     bundle_id: str
@@ -56,6 +58,7 @@ class Bundle:
     doc_ids: list[str]
     rows: dict[str, int]
     lexical: LexicalIndex
+    catalogue: Catalogue
 
     @property
     def query_inputs(self) -> list[str]:
@@ -96,7 +99,8 @@ def load(path: Path, device: str = "auto") -> Bundle:
     ]
     rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
     lexical = LexicalIndex.build(doc_ids, texts)
-    return Bundle(bundle_id, artifact, towers, index, documents, doc_ids, rows, lexical)
+    catalogue = Catalogue.build(documents)
+    return Bundle(bundle_id, artifact, towers, index, documents, doc_ids, rows, lexical, catalogue)
 
 
 def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, Index, pd.DataFrame]:
