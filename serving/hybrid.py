@@ -10,6 +10,8 @@ Source: Cormack, Clarke, Büttcher 2009, "Reciprocal Rank Fusion outperforms Con
 Learning Methods"; the constant is theirs.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 from serving.index import Neighbours
@@ -37,7 +39,7 @@ def fuse(rankings: tuple[Neighbours, ...], k: int) -> list[tuple[int, float]]:
     return sorted(fused.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
 
 
-def without(ranking: Neighbours, left_out: set[int], depth: int) -> Neighbours:
+def without(ranking: Neighbours, left_out: Collection[int], depth: int) -> Neighbours:
     """Return the first `depth` of a ranking that have a finite score and are not left out."""
     kept = np.isfinite(ranking.scores)
     if left_out:

@@ -9,6 +9,7 @@ from features.config import Config
 from features.errors import TwotowerError
 from features.text import normalise
 from serving.bundle import Bundle
+from serving.hybrid import depth_of
 from serving.search import Query, Search
 
 
@@ -39,6 +40,8 @@ class QueryLimits(Config):
     max_text: int = Field(2_000, ge=1, description="characters of a query text")
     max_history: int = Field(1_000, ge=1, description="documents in a history; the latest should come last")
     max_exclude: int = Field(10_000, ge=0, description="documents that may be excluded from a result")
+    max_filters: int = Field(1_000, ge=0, description="values in all filters of a query together")
+    max_batch: int = Field(100, ge=1, le=10_000, description="queries or documents in one request")
     max_id: int = Field(512, ge=1, description="characters of a document id")
 
 
@@ -51,14 +54,34 @@ class Checked:
         query: What the query tower reads.
         words: What BM25 reads: the text, or the titles of the history.
         unknown: Ids of the history that the catalogue does not have.
-        left_out: Ids that must not be returned.
+        left_out: Catalogue rows that must not be returned.
     """
 
     search: Search
     query: Query
     words: str
     unknown: list[str]
-    left_out: frozenset[str]
+    left_out: frozenset[int]
+
+    @property
+    def asks_towers(self) -> bool:
+        """Whether the towers' ranking is needed."""
+        return self.search.mode != "bm25" or self.search.explain
+
+    @property
+    def asks_words(self) -> bool:
+        """Whether the ranking of BM25 is needed."""
+        return self.search.mode != "dense" or self.search.explain
+
+    @property
+    def dense_depth(self) -> int:
+        """How deep the towers' ranking is read; an explained answer is the same as one that is not."""
+        return self.search.k if self.search.mode == "dense" else depth_of(self.search.k)
+
+    @property
+    def bm25_depth(self) -> int:
+        """How deep the ranking of BM25 is read."""
+        return self.search.k if self.search.mode == "bm25" else depth_of(self.search.k)
 
 
 def check(search: Search, bundle: Bundle, limits: QueryLimits) -> Checked:
@@ -72,17 +95,16 @@ def check(search: Search, bundle: Bundle, limits: QueryLimits) -> Checked:
     text = None if search.text is None else _normalised(search.text, limits)
     known, unknown = ([], []) if search.history is None else _history(search.history, bundle, limits)
     latest = known if bundle.history_length is None else known[-bundle.history_length :]
-    titles = bundle.documents["title"]
+    rows = bundle.rows
+    left_out = {rows[doc_id] for doc_id in search.exclude if doc_id in rows}
+    if bundle.excludes_history:
+        left_out.update(rows[doc_id] for doc_id in known)
     words = [] if text is None else [text]
-    if search.mode != "dense" or search.explain:
-        words += [str(titles.iat[bundle.rows[doc_id]]) for doc_id in known]
-    return Checked(
-        search=search,
-        query=Query(text, tuple(latest), search.user_id),
-        words="\n".join(words),
-        unknown=unknown,
-        left_out=frozenset((*search.exclude, *(known if bundle.excludes_history else ()))),
-    )
+    if known and (search.mode != "dense" or search.explain):
+        titles = bundle.documents["title"]
+        words += [str(titles.iat[rows[doc_id]]) for doc_id in known]
+    query = Query(text, tuple(latest), search.user_id)
+    return Checked(search, query, "\n".join(words), unknown, frozenset(left_out))
 
 
 def check_size(k: int, exclude: Sequence[str], limits: QueryLimits) -> None:
@@ -115,7 +137,7 @@ def _check_inputs(search: Search, bundle: Bundle) -> None:
     inputs = bundle.query_inputs
     if search.text is None and search.history is None:
         raise QueryError("empty_query", f"the query is empty; give a {' or a '.join(inputs)}")
-    if search.mode == "bm25":  # words of a text, or of a history's titles: any bundle has them
+    if search.mode == "bm25" and not search.explain:  # any bundle has words of texts and of titles
         return
     for given, name in ((search.text, "text"), (search.history, "history")):
         if given is not None and name not in inputs:

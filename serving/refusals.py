@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from serving.batching import BusyError
 from serving.metrics import Metrics
-from serving.retriever import QueryError, UnknownDocumentError
+from serving.queries import QueryError
 from serving.wire import SearchRequest
 
 _EXAMPLE = '{"text": "red running shoes", "k": 10}'
@@ -38,7 +38,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(QueryError)
     async def query(_: Request, error: QueryError) -> JSONResponse:
-        return refuse(404 if isinstance(error, UnknownDocumentError) else 422, error.code, str(error))
+        return refuse(error.status, error.code, str(error))
 
     @app.exception_handler(BusyError)
     async def busy(_: Request, error: BusyError) -> JSONResponse:

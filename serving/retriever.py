@@ -5,24 +5,28 @@ index for those that ask for equally much. `serving.queries` checks each; one th
 the others.
 """
 
-import math
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from serving.bundle import Bundle
 from serving.encode import encode_documents, encode_queries, encode_searches
+from serving.explain import explain
+from serving.hybrid import fuse, without
 from serving.index import Neighbours
 from serving.queries import Checked, check, check_size, row_of
 from serving.queries import QueryError as QueryError
 from serving.queries import QueryLimits as QueryLimits
 from serving.queries import UnknownDocumentError as UnknownDocumentError
 from serving.search import Answer as Answer
+from serving.search import Explanation, Search
 from serving.search import Hit as Hit
-from serving.search import Search
 from serving.vectors import Vectors
+
+_NOTHING = Neighbours(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
 
 
 class Retriever:
@@ -80,7 +84,7 @@ class Retriever:
         """
         check_size(k, (), self.limits)
         found = self.bundle.index.search(encode_queries(self.bundle.towers, queries), k)
-        return [self._hits(neighbours, k, ()) for neighbours in found]
+        return [self._hits(neighbours, k) for neighbours in found]
 
     def neighbors(self, doc_id: str, k: int = 10) -> Answer:
         """Return the documents nearest to a document by the bundle's similarity, without itself.
@@ -96,9 +100,9 @@ class Retriever:
             self.bundle.towers, self.bundle.documents.iloc[[row]].reset_index(drop=True)
         )
         encoded = time.perf_counter()
-        hits = self._hits(self.bundle.index.search(vector, k + 1)[0], k, (doc_id,))
+        hits = self._hits(self.bundle.index.search(vector, k + 1)[0], k, frozenset((row,)))
         ended = time.perf_counter()
-        return self._answer(Search(k=k), hits, [], (encoded - started) * 1e3, (ended - encoded) * 1e3)
+        return self._answer(Search(k=k), hits, [], ((encoded - started) * 1e3, (ended - encoded) * 1e3))
 
     def title(self, doc_id: str) -> str:
         """Return a document's title; empty where the catalogue has none."""
@@ -115,54 +119,67 @@ class Retriever:
             return refusal
 
     def _answered(self, asked: Sequence[Checked]) -> Iterable[Answer]:
-        dense = [one for one in asked if one.search.mode == "dense"]
+        dense = [one for one in asked if one.asks_towers]
         started = time.perf_counter()
         query_BD = encode_searches(self.bundle.towers, [one.query for one in dense]) if dense else None
         encoded = time.perf_counter()
-        found = self._nearest(dense, query_BD) if query_BD is not None else {}
-        ended = time.perf_counter()
+        nearest = iter(self._nearest(dense, query_BD) if query_BD is not None else ())
+        searched = time.perf_counter()
+        encode_ms, dense_ms = (encoded - started) * 1e3, (searched - encoded) * 1e3
         for one in asked:
-            if one.search.mode == "bm25":
-                yield self._bm25(one)
-                continue
-            hits = self._hits(found[id(one)], one.search.k, one.left_out)
-            encode_ms, search_ms = (encoded - started) * 1e3, (ended - encoded) * 1e3
-            yield self._answer(one.search, hits, one.unknown, encode_ms, search_ms)
+            started = time.perf_counter()
+            by_towers = next(nearest) if one.asks_towers else _NOTHING
+            by_words = self._by_words(one) if one.asks_words else _NOTHING
+            pairs = _best(one, by_towers, by_words)
+            hits = [Hit(self.bundle.doc_ids[row], score, rank) for rank, (row, score) in enumerate(pairs, 1)]
+            words_ms = (time.perf_counter() - started) * 1e3
+            explanation = None
+            if one.search.explain:
+                explanation = explain(one, [row for row, _ in pairs], by_towers, by_words, self.bundle)
+            times = (encode_ms, dense_ms + words_ms) if one.asks_towers else (0.0, words_ms)
+            yield self._answer(one.search, hits, one.unknown, times, explanation)
 
-    def _nearest(self, asked: Sequence[Checked], query_BD: Vectors) -> dict[int, Neighbours]:
-        """Search for all, in one call for each depth; the keys are the identities of `asked`."""
+    def _nearest(self, asked: Sequence[Checked], query_BD: Vectors) -> list[Neighbours]:
+        """Search for all, in one call for each depth."""
         of_depth: dict[int, list[int]] = defaultdict(list)
         for place, one in enumerate(asked):
-            of_depth[one.search.k + len(one.left_out)].append(place)
-        found = {}
+            of_depth[one.dense_depth + len(one.left_out)].append(place)
+        found: list[Neighbours] = [_NOTHING] * len(asked)
         for depth, places in of_depth.items():
-            neighbours = self.bundle.index.search(query_BD[places], depth)
-            found.update({id(asked[place]): near for place, near in zip(places, neighbours, strict=True)})
+            for place, near in zip(places, self.bundle.index.search(query_BD[places], depth), strict=True):
+                found[place] = without(near, asked[place].left_out, asked[place].dense_depth)
         return found
 
-    def _bm25(self, one: Checked) -> Answer:
-        started = time.perf_counter()
-        depth = min(one.search.k + len(one.left_out), len(self.bundle.doc_ids))
-        doc_ids, scores = self.bundle.lexical.search(one.words, depth)
-        kept = [pair for pair in zip(doc_ids, scores.tolist(), strict=True) if pair[0] not in one.left_out]
-        hits = [Hit(doc_id, score, rank) for rank, (doc_id, score) in enumerate(kept[: one.search.k], 1)]
-        return self._answer(one.search, hits, one.unknown, 0.0, (time.perf_counter() - started) * 1e3)
+    def _by_words(self, one: Checked) -> Neighbours:
+        depth = min(one.bm25_depth + len(one.left_out), len(self.bundle.doc_ids))
+        rows, scores = self.bundle.lexical.best_rows(one.words, depth)
+        return without(Neighbours(rows, scores), one.left_out, one.bm25_depth)
 
-    def _hits(self, found: Neighbours, k: int, left_out: Collection[str]) -> list[Hit]:
-        doc_ids = self.bundle.doc_ids
-        pairs = [
-            (doc_ids[row], score)
-            for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
-        ]
-        kept = [pair for pair in pairs if pair[0] not in left_out and math.isfinite(pair[1])][:k]
-        return [Hit(doc_id, score, rank) for rank, (doc_id, score) in enumerate(kept, 1)]
+    def _hits(self, found: Neighbours, k: int, left_out: frozenset[int] = frozenset()) -> list[Hit]:
+        kept = without(found, left_out, k)
+        pairs = zip(kept.rows.tolist(), kept.scores.tolist(), strict=True)
+        return [Hit(self.bundle.doc_ids[row], score, rank) for rank, (row, score) in enumerate(pairs, 1)]
 
     def _answer(
-        self, search: Search, hits: list[Hit], unknown: list[str], encode_ms: float, search_ms: float
+        self,
+        search: Search,
+        hits: list[Hit],
+        unknown: list[str],
+        times: tuple[float, float],
+        explanation: Explanation | None = None,
     ) -> Answer:
         served_k = min(search.k, len(self.bundle.doc_ids))
         notes = _notes(search, served_k, len(hits), len(unknown))
-        return Answer(hits, served_k, unknown, encode_ms, search_ms, notes)
+        return Answer(hits, served_k, unknown, *times, notes, explanation)
+
+
+def _best(one: Checked, by_towers: Neighbours, by_words: Neighbours) -> list[tuple[int, float]]:
+    """Return (catalogue row, score) of the hits, best first."""
+    k = one.search.k
+    if one.search.mode == "hybrid":
+        return fuse((by_towers, by_words), k)
+    ranking = by_towers if one.search.mode == "dense" else by_words
+    return list(zip(ranking.rows[:k].tolist(), ranking.scores[:k].tolist(), strict=True))
 
 
 def _notes(search: Search, served_k: int, found: int, unknown: int) -> list[str]:
