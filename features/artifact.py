@@ -2,7 +2,8 @@
 
 A stage writes into a hidden staging directory beside its target; `publish` records the size and
 SHA-256 of every file in `manifest.json`, flushes everything to disk and makes the directory visible by
-one rename. A reader therefore never meets a half-written artifact.
+one rename. A reader therefore never meets a half-written artifact. What is in the directory and not in the
+manifest, such as a file added later or a link that leads out of it, makes the artifact refused.
 
 The **digest** of an artifact is the SHA-256 of its manifest without the fields that may differ between
 two identical computations (`created_at`, `seconds`), so equal inputs and seeds give equal digests.
@@ -12,15 +13,19 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from features.errors import ArtifactError
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""A signature of the manifest, the one file beside it that the manifest does not list."""
+
 SCHEMA_VERSION = 1
 _VOLATILE = ("created_at", "seconds", "digest")
 
@@ -84,19 +89,7 @@ class Artifact:
         Raises:
             ArtifactError: If it is absent, unfinished, damaged or of another kind.
         """
-        try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise ArtifactError(
-                f"{path} is not a finished artifact (no {MANIFEST}); run its stage again"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{path / MANIFEST} is damaged: {error}") from None
-        if (
-            not isinstance(manifest, dict)
-            or not {"kind", "content", "files", "digest", "schema_version"} <= manifest.keys()
-        ):
-            raise ArtifactError(f"{path / MANIFEST} is not a manifest of twotower")
+        manifest = _read_manifest(path)
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise ArtifactError(
                 f"{path} has schema version {manifest['schema_version']}; this release reads {SCHEMA_VERSION}"
@@ -112,16 +105,75 @@ class Artifact:
         return artifact
 
     def _check_files(self, *, hash_them: bool) -> None:
+        found = _files_below(self.path)
         for name, recorded in self.manifest["files"].items():
-            file = self.path / name
-            if not file.is_file():
+            size = found.pop(name, None)
+            if size is None:
                 raise ArtifactError(f"{self.path} lacks its file {name}")
-            if file.stat().st_size != recorded["bytes"]:
-                raise ArtifactError(
-                    f"{file} has {file.stat().st_size} bytes; its manifest says {recorded['bytes']}"
-                )
+            file = self.path / name
+            if size != recorded["bytes"]:
+                raise ArtifactError(f"{file} has {size} bytes; its manifest says {recorded['bytes']}")
             if hash_them and sha256_of_file(file) != recorded["sha256"]:
                 raise ArtifactError(f"{file} does not match the SHA-256 in its manifest")
+        for name in found:
+            if name not in (MANIFEST, SIGNATURE):
+                raise ArtifactError(f"{self.path} has a file {name} that its manifest does not list; move it")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return a manifest that has every field, each of its type, and only names of files below it."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(
+            f"{path} is not a finished artifact (no {MANIFEST}); run its stage again"
+        ) from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise ArtifactError(f"{path / MANIFEST} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of 5,000 digits
+        raise ArtifactError(f"{path / MANIFEST} is damaged: {error}") from None
+    if (
+        not isinstance(manifest, dict)
+        or not {
+            "kind": str,
+            "content": dict,
+            "files": dict,
+            "digest": str,
+            "schema_version": int,
+        }.items()
+        <= {name: type(value) for name, value in manifest.items()}.items()
+    ):
+        raise ArtifactError(f"{path / MANIFEST} is not a manifest of twotower")
+    for name, recorded in manifest["files"].items():
+        parts = PurePosixPath(name).parts
+        inside = name == "/".join(parts) and not {"..", ".", "/"} & {*parts} and "\0" not in name
+        if not inside or name in (MANIFEST, SIGNATURE):
+            raise ArtifactError(f"{path / MANIFEST} lists {name!r}, which names no file of an artifact")
+        if not isinstance(recorded, dict) or [type(recorded.get(key)) for key in ("bytes", "sha256")] != [
+            int,
+            str,
+        ]:
+            raise ArtifactError(f"{path / MANIFEST} does not say size and SHA-256 of {name}")
+    return manifest
+
+
+def _files_below(path: Path) -> dict[str, int]:
+    """Return the size of every file below a directory by its name there.
+
+    Raises:
+        ArtifactError: If anything but files and directories is there, such as a link.
+    """
+    found = {}
+    for folder, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            entry = Path(folder, name)
+            status = entry.lstat()
+            shown = entry.relative_to(path).as_posix()
+            if stat.S_ISREG(status.st_mode):
+                found[shown] = status.st_size
+            elif not stat.S_ISDIR(status.st_mode):
+                raise ArtifactError(f"{path} has {shown}, which is neither a file nor a folder; remove it")
+    return found
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from features.artifact import Artifact
 from features.errors import ArtifactError, BundleError
 from features.lexical import LexicalIndex
 from features.text import NORMALISER, document_text
-from serving import canary
+from serving import canary, trial
 from serving.devices import require_device
 from serving.filters import Catalogue
 from serving.index import Index, read
@@ -116,6 +116,7 @@ def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, Index, pd.
             raise BundleError(
                 f"it was built with text normaliser {content['text_normaliser']!r}; this has {NORMALISER!r}"
             )
+        trial.survive(artifact)
         towers = load_towers(path)
         index = read(path / "index" / "index.faiss", device)
         index.set_parameters(content["index"]["search"])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from features.errors import BundleError
 from serving.devices import place, reason
+from serving.faiss_file import read_faiss
 from serving.vectors import Vectors, check_vectors
 
 SearchParameter = Literal["nprobe", "efSearch", "k_factor_rf", "ht"]
@@ -113,7 +114,7 @@ def read(path: Path, device: str = "auto") -> Index:
         BundleError: If faiss cannot read it.
     """
     try:
-        return Index(faiss.read_index(str(path)), device)
+        return Index(read_faiss(path), device)
     except RuntimeError as error:
         raise BundleError(f"{path} is not a readable faiss index: {reason(error)}") from None
 

@@ -118,3 +118,68 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
 def test_the_order_of_keys_is_no_part_of_a_digest() -> None:
     assert digest_of({"a": 1, "b": [2, "é"]}) == digest_of({"b": [2, "é"], "a": 1})
     assert digest_of({"a": 1}) != digest_of({"a": 2})
+
+
+@pytest.mark.parametrize("name", ["extra.json", "part/extra.parquet", ".hidden"])
+def test_a_file_that_the_manifest_does_not_list_is_refused(tmp_path: Path, name: str) -> None:
+    published(tmp_path / "a")
+    (tmp_path / "a" / name).write_text("later")
+    with pytest.raises(ArtifactError, match="does not list"):
+        Artifact.read(tmp_path / "a")
+
+
+def test_a_link_in_place_of_a_file_or_folder_is_refused_although_it_leads_to_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    for name in ("part/rows.bin", "part"):
+        path = published(tmp_path / "a").path
+        (path / name).rename(tmp_path / "outside")
+        (path / name).symlink_to(tmp_path / "outside")
+        with pytest.raises(ArtifactError, match="neither a file nor a folder"):
+            Artifact.read(path, verify=True)
+        (tmp_path / "outside").rename(tmp_path / f"moved-{name.count('/')}")
+
+
+@pytest.mark.parametrize(
+    "name", ["../rows.bin", "/etc/hostname", "part/../part/rows.bin", "part//x", "./x", "manifest.json"]
+)
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    path = published(tmp_path / "a").path
+    (tmp_path / "rows.bin").write_bytes(b"rows")
+    forge(path, files={name: {"bytes": 4, "sha256": "0" * 64}})
+    with pytest.raises(ArtifactError, match="names no file of an artifact"):
+        Artifact.read(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": []},
+        {"files": {"part/rows.bin": None}},
+        {"files": {"part/rows.bin": {"bytes": "4", "sha256": ""}}},
+        {"files": {"part/rows.bin": {"bytes": True, "sha256": ""}}},
+        {"content": None},
+        {"schema_version": "1"},
+    ],
+)
+def test_a_manifest_with_other_types_is_refused_in_one_line(tmp_path: Path, changes: Any) -> None:
+    path = published(tmp_path / "a").path
+    forge(path, **changes)
+    with pytest.raises(ArtifactError) as caught:
+        Artifact.read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\ufeff{}"])
+def test_json_that_python_cannot_hold_is_damage(tmp_path: Path, text: str) -> None:
+    path = published(tmp_path / "a").path
+    (path / MANIFEST).write_text(text)
+    with pytest.raises(ArtifactError, match="is damaged"):
+        Artifact.read(path)
+
+
+def forge(path: Path, **changes: Any) -> None:
+    """Change a manifest and give it the digest that fits, as only somebody on purpose would."""
+    manifest = {**json.loads((path / MANIFEST).read_text()), **changes}
+    kept = {name: value for name, value in manifest.items() if name != "digest"}
+    write_json(path / MANIFEST, {**manifest, "digest": digest_of(kept)})
