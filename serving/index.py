@@ -5,8 +5,9 @@ with the similarity the towers were trained with (`cosine` towers give unit vect
 """
 
 import threading
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -15,11 +16,25 @@ import numpy.typing as npt
 from features.errors import BundleError
 from serving.devices import place, reason
 from serving.faiss_file import read_faiss
+from serving.filters import Mask, Selection
+from serving.subsets import (
+    Allowed,
+    Found,
+    Rows,
+    can_select,
+    exhaustive,
+    is_lossless,
+    overfetched,
+    selective,
+    stored_vectors,
+)
 from serving.vectors import Vectors, check_vectors
 
 SearchParameter = Literal["nprobe", "efSearch", "k_factor_rf", "ht"]
 
 _GPU_MAX_K = 2048
+_FEW_FORBIDDEN = 64
+_EXHAUSTIVE_ROWS = 10_000
 
 
 class Neighbours(NamedTuple):
@@ -29,33 +44,61 @@ class Neighbours(NamedTuple):
     scores: Vectors
 
 
+class SearchEngine(Protocol):
+    """What a bundle's vectors are searched with: FAISS here, or a service elsewhere."""
+
+    @property
+    def dimension(self) -> int:
+        """D: length of a vector."""
+
+    @property
+    def size(self) -> int:
+        """N: number of documents that can be found."""
+
+    @property
+    def note(self) -> str:
+        """Where it searches, in words."""
+
+    def set_parameters(self, parameters: dict[SearchParameter, int]) -> None:
+        """Fix search parameters for every later search."""
+
+    def search(self, query_BD: Vectors, k: int, selection: Selection | None = None) -> list[Neighbours]:
+        """Return the k nearest documents of each query among the selected ones, as catalogue rows."""
+
+
 class Index:
     """A trained, filled faiss index that refuses unsafe queries.
 
     Args:
         faiss_index: A CPU index with the inner-product metric.
         device: `auto`, `cpu` or `gpu`; `auto` falls back to the CPU.
+        alive: Which of its rows are documents; the others are tombstones, which no search returns. None: all.
 
     Attributes:
+        alive: As above; None where every row is a document.
         device: Where it is searched: `cpu` or `gpu`.
         note: The same in words, with the faiss version and the reason.
         tunable: The parameter that trades time for ANN recall; None where search is a full scan.
         largest_setting: The value of `tunable` beyond which search gains nothing.
 
     Raises:
-        BundleError: If the index does not use the inner product.
+        BundleError: If the index does not use the inner product, or `alive` is of another index.
         ConfigError: If a GPU was required and there is none, or it cannot hold this kind of index.
     """
 
-    def __init__(self, faiss_index: Any, device: str = "auto") -> None:
+    def __init__(self, faiss_index: Any, device: str = "auto", alive: Mask | None = None) -> None:
         if faiss_index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise BundleError(
                 f"the index has faiss metric {faiss_index.metric_type}; inner product is required"
             )
+        if alive is not None and len(alive) != faiss_index.ntotal:
+            raise BundleError(f"ids for {len(alive)} vectors; the index has {faiss_index.ntotal}")
         self.tunable, self.largest_setting = _tunable(faiss_index)
+        self._host = faiss_index  # searched for selections also where all else is searched on a GPU
         self._searched, self.device, self.note = place(faiss_index, device)
         # a GPU index shares one StandardGpuResources: one searching thread at a time
-        self._lock = threading.Lock() if self.device == "gpu" else None
+        self._lock = threading.Lock()
+        self._bury(np.ones(faiss_index.ntotal, dtype=bool) if alive is None else alive)
 
     @property
     def dimension(self) -> int:
@@ -65,7 +108,7 @@ class Index:
     @property
     def size(self) -> int:
         """N: number of documents."""
-        return int(self._searched.ntotal)
+        return len(self._row_of_place)
 
     def set_parameters(self, parameters: dict[SearchParameter, int]) -> None:
         """Fix search parameters for every later search; not to be called while searches run.
@@ -80,50 +123,128 @@ class Index:
             except RuntimeError:
                 raise ValueError(f"this index has no search parameter {name!r}") from None
 
-    def search(self, query_BD: Vectors, k: int) -> list[Neighbours]:
+    def search(self, query_BD: Vectors, k: int, selection: Selection | None = None) -> list[Neighbours]:
         """Return the k nearest documents of each query; fewer where the index has or finds fewer.
 
+        Rows are catalogue rows: those of the documents, in the order of the index. Among selected documents
+        k are found where there are k, as well as without a selection (`serving.subsets`).
+
+        Args:
+            query_BD: Finite float32.
+            k: At least 1.
+            selection: Documents that may be returned; None: all.
+
         Raises:
-            ValueError: If `check_vectors` refuses the queries, or k < 1.
+            ValueError: If `check_vectors` refuses the queries, k < 1, or it selects from another catalogue.
         """
         checked_BD = check_vectors(query_BD, self.dimension)
         if k < 1:
             raise ValueError(f"k = {k}; it must be at least 1")
-        k = min(k, self.size, _GPU_MAX_K if self.device == "gpu" else self.size)
         if len(checked_BD) == 0:
             return []
-        if self._lock is None:
-            score_Bk, row_Bk = self._searched.search(checked_BD, k)
+        allowed = self._alive if selection is None else self._selected(selection)
+        if allowed is None:
+            found = self._whole(checked_BD, min(k, self.size))
+        elif len(allowed.rows):
+            found = self._among(checked_BD, min(k, len(allowed.rows)), allowed)
         else:
-            with self._lock:
-                score_Bk, row_Bk = self._searched.search(checked_BD, k)
-        return [_found(rows, scores) for rows, scores in zip(row_Bk, score_Bk, strict=True)]
+            return [Neighbours(self._row_of_place[:0], checked_BD[0, :0]) for _ in checked_BD]
+        return [self._neighbours(rows, scores) for scores, rows in zip(*found, strict=True)]
+
+    def vectors(self, rows: Rows) -> Vectors:
+        """Return (n, D) vectors of catalogue rows as the index holds them, rounded where it stores codes.
+
+        Raises:
+            BundleError: If this kind of index cannot give them back.
+        """
+        with self._lock:
+            return stored_vectors(self._host, self._row_of_place[rows])
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether `vectors` are the very vectors that were added."""
+        return is_lossless(self._host)
+
+    def replace(self, dead: Rows, document_ND: Vectors) -> None:
+        """Make tombstones of catalogue rows and append documents; not to be called while searches run.
+
+        Later catalogue rows count the remaining documents in their order, then the new ones.
+
+        Raises:
+            ValueError: If `check_vectors` refuses the vectors.
+        """
+        added_ND = check_vectors(document_ND, self.dimension)
+        if self.device == "gpu":
+            raise ValueError("an index on a GPU cannot be changed; open it with device cpu")
+        alive = np.zeros(self._host.ntotal + len(added_ND), dtype=bool)
+        alive[np.delete(self._row_of_place, dead)] = True
+        alive[self._host.ntotal :] = True
+        self._host.add(added_ND)
+        self._bury(alive)
+
+    def _bury(self, alive: Mask) -> None:
+        self._alive = None if alive.all() else Allowed(alive)
+        self._row_of_place: Rows = np.flatnonzero(alive)
+        self._place_of_row: Rows = np.cumsum(alive) - 1
+        self.alive = None if self._alive is None else alive
+
+    def _selected(self, selection: Selection) -> Allowed | None:
+        if len(selection.mask) != self.size:
+            raise ValueError(f"a selection of {len(selection.mask)} documents; the index has {self.size}")
+        if selection.count == self.size:
+            return self._alive
+        if self._alive is None:
+            return Allowed(selection.mask)
+        mask = np.zeros(self._host.ntotal, dtype=bool)
+        mask[self._row_of_place[selection.mask]] = True
+        return Allowed(mask)
+
+    def _whole(self, query_BD: Vectors, k: int) -> Found:
+        if self.device == "cpu" or k > _GPU_MAX_K:
+            return Found(*self._host.search(query_BD, k))
+        with self._lock:
+            return Found(*self._searched.search(query_BD, k))
+
+    def _among(self, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
+        forbidden = len(allowed.mask) - len(allowed.rows)
+        if len(allowed.rows) <= _EXHAUSTIVE_ROWS:
+            return exhaustive(self._host, query_BD, k, allowed)
+        if forbidden > _FEW_FORBIDDEN and self._selects:
+            found = selective(self._host, query_BD, k, allowed)
+        else:
+            depth = k + min(forbidden, int(2 * k / allowed.share))
+            found = overfetched(self._whole(query_BD, depth), k, allowed)
+        short = np.flatnonzero((found.rows < 0).any(axis=1))
+        if len(short) and allowed is not self._alive:
+            rest = exhaustive(self._host, query_BD[short], k, allowed)
+            found.rows[short], found.scores[short] = rest.rows, rest.scores
+        return found
+
+    @cached_property
+    def _selects(self) -> bool:
+        return self.device == "cpu" and can_select(self._host)
+
+    def _neighbours(self, rows: Rows, scores: Vectors) -> Neighbours:
+        kept = rows >= 0  # faiss pads with -1 where it found fewer than k
+        places, scores = self._place_of_row[rows[kept]], scores[kept]
+        order = np.lexsort((places, -scores))
+        return Neighbours(places[order], scores[order])
 
     def write(self, path: Path) -> None:
         """Write the index as a CPU index, wherever it was built."""
-        faiss.write_index(self._on_cpu(), str(path))
-
-    def _on_cpu(self) -> Any:
-        return self._searched if self.device == "cpu" else faiss.index_gpu_to_cpu(self._searched)
+        faiss.write_index(self._host, str(path))
 
 
-def read(path: Path, device: str = "auto") -> Index:
-    """Read an index file whose digest has been verified.
+def read(path: Path, device: str = "auto", alive: Mask | None = None) -> Index:
+    """Read an index file whose digest has been verified; `alive` as in `Index`.
 
     Raises:
         BundleError: If faiss cannot read it.
     """
     try:
-        return Index(read_faiss(path), device)
+        return Index(read_faiss(path), device, alive)
     except RuntimeError as error:
         raise BundleError(f"{path} is not a readable faiss index: {reason(error)}") from None
-
-
-def _found(rows: npt.NDArray[np.int64], scores: Vectors) -> Neighbours:
-    kept = rows >= 0  # faiss pads with -1 where it found fewer than k
-    rows, scores = rows[kept], scores[kept]
-    order = np.lexsort((rows, -scores))
-    return Neighbours(rows[order], scores[order])
 
 
 def _tunable(index: Any) -> tuple[SearchParameter | None, int]:

@@ -1,0 +1,175 @@
+"""Searching some rows of a faiss index only, for every family of index in use.
+
+faiss takes the rows as an `IDSelector` inside search parameters, which then replace all parameters that are
+set on the index: each must be passed again. Three ways:
+
+- `exhaustive`: score every allowed row as it is stored in full, which finds all of them whatever the family;
+- `selective`: search as usual but keep allowed rows only, with nprobe or efSearch raised as the share falls,
+  since the k nearest allowed rows lie as deep as the k / share nearest;
+- `overfetched`: search as usual for more and drop the rest, for few forbidden rows and for families without
+  selectors.
+
+Shapes: B queries, N rows, D embedding, k neighbours.
+"""
+
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from features.errors import BundleError
+from serving.vectors import Vectors
+
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_faiss: Any = faiss  # whose type stubs lack what its Python wrappers add
+_CHUNK = 65_536
+_NPROBE_EXPONENT = 0.5
+_EFSEARCH_EXPONENT = 1.0
+
+
+class Found(NamedTuple):
+    """faiss's answer: (B, k) scores and rows, best first, row -1 where there were fewer than k."""
+
+    scores: Vectors
+    rows: Rows
+
+
+class Allowed:
+    """The rows of an index that a search may return.
+
+    Args:
+        mask: (N,) over index rows.
+    """
+
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask
+        self.rows: Rows = np.flatnonzero(mask)
+        self.bitmap = _faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+
+    @property
+    def share(self) -> float:
+        """Allowed rows out of all."""
+        return len(self.rows) / max(1, len(self.mask))
+
+
+def can_select(index: Any) -> bool:
+    """Return whether this family searches by selector; faiss says so only when asked to."""
+    nothing = Allowed(np.zeros(index.ntotal, dtype=bool))
+    try:
+        index.search(np.zeros((1, index.d), dtype=np.float32), 1, params=_parameters(index, nothing, 1.0))
+    except RuntimeError:
+        return False
+    return True
+
+
+def selective(index: Any, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
+    """Return the k nearest allowed rows, at least one of which there must be, as the index finds them.
+
+    Raises:
+        RuntimeError: If this family has no selectors; see `can_select`.
+    """
+    return Found(*index.search(query_BD, k, params=_parameters(index, allowed, 1.0 / allowed.share)))
+
+
+def exhaustive(index: Any, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
+    """Return the k allowed rows of largest stored score."""
+    core = _faiss.downcast_index(index)
+    if isinstance(core, _faiss.IndexPreTransform):
+        return exhaustive(core.index, _transformed(core, query_BD), k, allowed)
+    if isinstance(core, _faiss.IndexRefine):
+        return exhaustive(core.refine_index, query_BD, k, allowed)
+    if isinstance(core, _faiss.IndexHNSW | _faiss.IndexNSG):
+        return exhaustive(core.storage, query_BD, k, allowed)
+    if isinstance(core, _faiss.IndexIVF):
+        every = _faiss.SearchParametersIVF(sel=allowed.bitmap, nprobe=core.nlist)
+        return Found(*core.search(query_BD, k, params=every))
+    if isinstance(core, _faiss.IndexFlat):  # an array of rows lets faiss visit these rows alone
+        selector = _faiss.IDSelectorArray(allowed.rows)
+        return Found(*core.search(query_BD, k, params=_faiss.SearchParameters(sel=selector)))
+    if isinstance(core, _faiss.IndexScalarQuantizer):
+        return Found(*core.search(query_BD, k, params=_faiss.SearchParameters(sel=allowed.bitmap)))
+    return _scored(core, query_BD, k, allowed.rows)
+
+
+def overfetched(found: Found, k: int, allowed: Allowed) -> Found:
+    """Return the first k allowed rows of a deeper search."""
+    kept = (found.rows >= 0) & allowed.mask[found.rows]
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
+    rows = np.where(kept, found.rows, -1)
+    return Found(np.take_along_axis(found.scores, order, 1), np.take_along_axis(rows, order, 1))
+
+
+def stored_vectors(index: Any, rows: Rows) -> Vectors:
+    """Return (n, D) vectors as the index holds them, rounded where it stores codes.
+
+    Raises:
+        BundleError: If this family cannot give vectors back.
+    """
+    core = _faiss.downcast_index(index)
+    lists = _faiss.try_extract_index_ivf(core)
+    if isinstance(core, _faiss.IndexRefine):
+        return stored_vectors(core.refine_index, rows)
+    if isinstance(lists, _faiss.IndexIVFFastScan):  # faiss 1.15.1 crashes on it
+        raise BundleError("vectors cannot be read back from fast-scan lists without refinement; encode again")
+    if lists is not None:
+        lists.make_direct_map()
+    try:
+        return np.asarray(core.reconstruct_batch(rows), dtype=np.float32)
+    except RuntimeError:
+        raise BundleError(f"vectors cannot be read back from a {type(core).__name__}; encode again") from None
+    finally:
+        if lists is not None:  # else it would be written with the index
+            lists.set_direct_map_type(_faiss.DirectMap.NoMap)
+
+
+def is_lossless(index: Any) -> bool:
+    """Return whether `stored_vectors` gives the very vectors that were added."""
+    core = _faiss.downcast_index(index)
+    if isinstance(core, _faiss.IndexRefine):
+        return is_lossless(core.refine_index)
+    if isinstance(core, _faiss.IndexHNSW | _faiss.IndexNSG):
+        return is_lossless(core.storage)
+    return isinstance(core, _faiss.IndexFlat | _faiss.IndexIVFFlat)
+
+
+def _parameters(index: Any, allowed: Allowed, raised: float) -> Any:
+    """Return what is set on the index as search parameters, with the selector and more effort."""
+    core = _faiss.downcast_index(index)
+    if isinstance(core, _faiss.IndexPreTransform):
+        return _faiss.SearchParametersPreTransform(index_params=_parameters(core.index, allowed, raised))
+    if isinstance(core, _faiss.IndexRefine):
+        base = _parameters(core.base_index, allowed, raised)
+        return _faiss.IndexRefineSearchParameters(k_factor=core.k_factor, base_index_params=base)
+    if isinstance(core, _faiss.IndexIVF):
+        nprobe = min(core.nlist, int(np.ceil(core.nprobe * raised**_NPROBE_EXPONENT)))
+        return _faiss.SearchParametersIVF(sel=allowed.bitmap, nprobe=nprobe, max_codes=core.max_codes)
+    if isinstance(core, _faiss.IndexHNSW):
+        wanted = int(np.ceil(core.hnsw.efSearch * raised**_EFSEARCH_EXPONENT))
+        return _faiss.SearchParametersHNSW(sel=allowed.bitmap, efSearch=min(max(1, core.ntotal), wanted))
+    return _faiss.SearchParameters(sel=allowed.bitmap)
+
+
+def _transformed(index: Any, query_BD: Vectors) -> Vectors:
+    for place in range(index.chain.size()):
+        query_BD = _faiss.downcast_VectorTransform(index.chain.at(place)).apply(query_BD)
+    return query_BD
+
+
+def _scored(index: Any, query_BD: Vectors, k: int, rows: Rows) -> Found:
+    """Score rows read back from an index that can do nothing better."""
+    found = Found(
+        np.empty((len(query_BD), 0), dtype=np.float32), np.empty((len(query_BD), 0), dtype=np.int64)
+    )
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
+        score_Bk, place_Bk = _faiss.knn(
+            query_BD, stored_vectors(index, part), min(k, len(part)), metric=_faiss.METRIC_INNER_PRODUCT
+        )
+        scores = np.concatenate([found.scores, score_Bk], axis=1)
+        both = np.concatenate([found.rows, part[place_Bk]], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        found = Found(np.take_along_axis(scores, order, 1), np.take_along_axis(both, order, 1))
+    return found
