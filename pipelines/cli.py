@@ -276,6 +276,22 @@ def doctor(
         )
 
 
+@app.command()
+@reported
+def key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who gets the key.", show_default=False)],
+    admin: Annotated[bool, typer.Option("--admin", help="May administer, not only read.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make an API key, and its line for the file that `serve.keys.file` names."""
+    from serving.keys import new_key
+
+    secret, line = new_key("admin" if admin else "read", name)
+    OUTPUT.console.out(f"key, shown this once: {secret}\nline of the file:      {line}", highlight=False)
+    OUTPUT.finish({"key": secret, "line": line})
+
+
 @study.command("collapse")
 @reported
 def study_collapse(config: ConfigPath, set_: Set = None, json: Json = False, debug: Debug = False) -> None:

@@ -36,6 +36,7 @@ def serve_store(store: Path, config: Path | None, changes: Mapping[str, Any]) ->
         raise ArtifactError(f"{store} is not a folder; give the `store` of a configuration that was run")
     from pipelines.config import load_config
     from serving.api import ServeConfig, serve
+    from serving.trace import TraceFormatter
 
     settings = load_config(config).serve if config else ServeConfig()
     given = {name: value for name, value in changes.items() if value is not None}
@@ -43,7 +44,9 @@ def serve_store(store: Path, config: Path | None, changes: Mapping[str, Any]) ->
         settings = ServeConfig.model_validate({**settings.model_dump(), **given})
     except ValidationError as error:
         raise ConfigError(_first_mistake(error)) from None
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TraceFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("serving").setLevel(logging.INFO)
     serve(store, settings)
 

@@ -13,7 +13,6 @@ from typing import Literal
 
 import anyio.to_thread
 import torch
-import uvicorn
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from pydantic import Field
@@ -32,6 +31,8 @@ from serving.operations import operations
 from serving.rates import Rates, RatesConfig
 from serving.retriever import QueryLimits
 from serving.routes import PAGE, router
+from serving.server import DrainConfig, build_server
+from serving.shelf import Shelf
 from serving.store import Store
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,14 @@ class ServeConfig(Config):
     admission: AdmissionConfig = Field(default_factory=AdmissionConfig, description="how much at once")
     caps: CapsConfig = Field(default_factory=CapsConfig, description="largest request that is read")
     keys: KeysConfig = Field(default_factory=KeysConfig, description="who may ask")
+    drain: DrainConfig = Field(default_factory=DrainConfig, description="how the server ends")
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="addresses of proxies whose X-Forwarded-For says who asks; it is ignored otherwise"
+    )
     rates: RatesConfig = Field(default_factory=RatesConfig, description="how often one client may ask")
+    mlflow: str | None = Field(
+        None, description="where MLflow's pages are, so that the page links runs to them"
+    )
     limits: QueryLimits = Field(default_factory=QueryLimits, description="largest query that is answered")
 
 
@@ -86,6 +94,8 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.follower, app.state.batcher = follower, batcher
+    app.state.shelf = Shelf(follower.store, settings.limits, settings.device)
+    app.state.mlflow = settings.mlflow
     app.state.metrics, app.state.admission = metrics, admission
     refusals.install(app, metrics)
     rules = Rules(settings.caps, Keys.read(settings.keys), Rates(settings.rates), admission, metrics)
@@ -116,7 +126,5 @@ def serve(store: Path, config: ServeConfig) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         log.info("page http://%s:%d/ · API documentation http://%s:%d/docs", shown, port, shown, port)
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(store, config), log_level="warning", access_log=False)
-        )
+        server = build_server(create_app(store, config), config.drain, config.trusted_proxies)
         server.run(sockets=[listener])

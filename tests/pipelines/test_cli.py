@@ -23,6 +23,7 @@ COMMANDS = {
     "schedule",
     "simulate",
     "doctor",
+    "key",
     "config",
     "study",
 }

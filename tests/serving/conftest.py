@@ -11,7 +11,6 @@ import httpx
 import pandas as pd
 import pytest
 import torch
-import uvicorn
 
 from features.artifact import Artifact, publish
 from features.text import normalise
@@ -19,6 +18,7 @@ from serving.api import ServeConfig, create_app
 from serving.build import IndexConfig
 from serving.bundle import Bundle, load
 from serving.export import export
+from serving.server import DrainConfig, build_server
 from serving.store import Store
 from towers.encoders.hashing import TextInput
 from towers.encoders.inputs import FeatureTowerConfig, HistoryInput
@@ -112,7 +112,7 @@ def build_shop(
 def serving(store: Path, config: ServeConfig | None = None) -> Iterator[httpx.Client]:
     """A real server on a free loopback port."""
     app = create_app(store, config or ServeConfig(poll_seconds=0.05))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+    server = build_server(app, DrainConfig())
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
