@@ -35,8 +35,7 @@ def explain(
         dense_depth=one.dense_depth,
         bm25_depth=one.bm25_depth,
         index=bundle.index.note,
-        allowed=None,
-        strategy=None,
+        allowed=None if one.selection is None else one.selection.count,
         hits=[
             HitExplanation(
                 dense=of_dense.get(row),

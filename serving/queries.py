@@ -1,7 +1,8 @@
 """Checking what is asked, so that the API, the command line and a program get the same refusals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import Field
 
@@ -9,8 +10,11 @@ from features.config import Config
 from features.errors import TwotowerError
 from features.text import normalise
 from serving.bundle import Bundle
+from serving.filters import FilterError, Selection
 from serving.hybrid import depth_of
 from serving.search import Query, Search
+
+_FEW = 64  # so many ids to leave out are cheaper to find and drop than to search around
 
 
 class QueryError(TwotowerError, ValueError):
@@ -30,7 +34,7 @@ class UnknownDocumentError(QueryError):
     status = 404
 
     def __init__(self, doc_id: str) -> None:
-        super().__init__("unknown_document", f"no document {_shown(doc_id)} in this bundle")
+        super().__init__("unknown_document", f"no document {shown_id(doc_id)} in this bundle")
 
 
 class QueryLimits(Config):
@@ -41,6 +45,7 @@ class QueryLimits(Config):
     max_history: int = Field(1_000, ge=1, description="documents in a history; the latest should come last")
     max_exclude: int = Field(10_000, ge=0, description="documents that may be excluded from a result")
     max_filters: int = Field(1_000, ge=0, description="values in all filters of a query together")
+    max_document: int = Field(20_000, ge=1, description="characters of a document that is to be encoded")
     max_batch: int = Field(100, ge=1, le=10_000, description="queries or documents in one request")
     max_id: int = Field(512, ge=1, description="characters of a document id")
 
@@ -54,7 +59,8 @@ class Checked:
         query: What the query tower reads.
         words: What BM25 reads: the text, or the titles of the history.
         unknown: Ids of the history that the catalogue does not have.
-        left_out: Catalogue rows that must not be returned.
+        left_out: Catalogue rows that must not be returned; empty where `selection` leaves them out.
+        selection: The only documents that may be returned; None where few or none are left out.
     """
 
     search: Search
@@ -62,6 +68,7 @@ class Checked:
     words: str
     unknown: list[str]
     left_out: frozenset[int]
+    selection: Selection | None = None
 
     @property
     def asks_towers(self) -> bool:
@@ -96,15 +103,42 @@ def check(search: Search, bundle: Bundle, limits: QueryLimits) -> Checked:
     known, unknown = ([], []) if search.history is None else _history(search.history, bundle, limits)
     latest = known if bundle.history_length is None else known[-bundle.history_length :]
     rows = bundle.rows
-    left_out = {rows[doc_id] for doc_id in search.exclude if doc_id in rows}
+    excluded = {doc_id for doc_id in search.exclude if doc_id in rows}
     if bundle.excludes_history:
-        left_out.update(rows[doc_id] for doc_id in known)
+        excluded.update(known)
+    selection = None
+    if search.filters or len(excluded) > _FEW:
+        selection, excluded = _selection(search, excluded, bundle, limits), set()
     words = [] if text is None else [text]
     if known and (search.mode != "dense" or search.explain):
         titles = bundle.documents["title"]
         words += [str(titles.iat[rows[doc_id]]) for doc_id in known]
     query = Query(text, tuple(latest), search.user_id)
-    return Checked(search, query, "\n".join(words), unknown, frozenset(left_out))
+    left_out = frozenset(rows[doc_id] for doc_id in excluded)
+    return Checked(search, query, "\n".join(words), unknown, left_out, selection)
+
+
+def _selection(search: Search, excluded: set[str], bundle: Bundle, limits: QueryLimits) -> Selection:
+    count = _values_in(search.filters)
+    if count > limits.max_filters:
+        raise QueryError(
+            "too_many_filters", f"{count} values in filters; at most {limits.max_filters} are allowed"
+        )
+    try:
+        return bundle.catalogue.select(search.filters, excluded)
+    except FilterError as error:
+        raise QueryError(error.code, str(error)) from None
+
+
+def _values_in(filters: Mapping[str, Any] | None) -> int:
+    """Return how many values, fields and operators filters hold, however deep they go."""
+    count, left = 0, [filters or {}]
+    while left:
+        value = left.pop()
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+        left.extend(parts)
+        count += 1
+    return count - 1
 
 
 def check_size(k: int, exclude: Sequence[str], limits: QueryLimits) -> None:
@@ -171,10 +205,11 @@ def _history(history: Sequence[str], bundle: Bundle, limits: QueryLimits) -> tup
     if not known:
         raise QueryError(
             "unknown_history",
-            f"none of the history's documents is in this bundle, {_shown(unknown[0])} first",
+            f"none of the history's documents is in this bundle, {shown_id(unknown[0])} first",
         )
     return known, unknown
 
 
-def _shown(doc_id: str) -> str:
+def shown_id(doc_id: str) -> str:
+    """Return an id as a message has it: quoted, and cut where it is long."""
     return repr(doc_id if len(doc_id) <= 60 else doc_id[:60] + "…")

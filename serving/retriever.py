@@ -104,6 +104,18 @@ class Retriever:
         ended = time.perf_counter()
         return self._answer(Search(k=k), hits, [], ((encoded - started) * 1e3, (ended - encoded) * 1e3))
 
+    def embed(self, searches: Sequence[Search]) -> Vectors:
+        """Return (B, D) float32 vectors of the searches' queries, in their order.
+
+        Raises:
+            QueryError: If one is refused; its message begins with its place.
+        """
+        checked = [self._checked(search) for search in searches]
+        for place, one in enumerate(checked):
+            if isinstance(one, QueryError):
+                raise QueryError(one.code, f"queries.{place}: {one}")
+        return encode_searches(self.bundle.towers, [one.query for one in checked if isinstance(one, Checked)])
+
     def title(self, doc_id: str) -> str:
         """Return a document's title; empty where the catalogue has none."""
         return str(self.bundle.documents["title"].iat[row_of(doc_id, self.bundle)])
@@ -140,19 +152,23 @@ class Retriever:
             yield self._answer(one.search, hits, one.unknown, times, explanation)
 
     def _nearest(self, asked: Sequence[Checked], query_BD: Vectors) -> list[Neighbours]:
-        """Search for all, in one call for each depth."""
-        of_depth: dict[int, list[int]] = defaultdict(list)
+        """Search for all: in one call for each depth, and one for each that searches a part only."""
+        calls: dict[tuple[int, int], list[int]] = defaultdict(list)
         for place, one in enumerate(asked):
-            of_depth[one.dense_depth + len(one.left_out)].append(place)
+            part = 0 if one.selection is None else place + 1
+            calls[one.dense_depth + len(one.left_out), part].append(place)
         found: list[Neighbours] = [_NOTHING] * len(asked)
-        for depth, places in of_depth.items():
-            for place, near in zip(places, self.bundle.index.search(query_BD[places], depth), strict=True):
-                found[place] = without(near, asked[place].left_out, asked[place].dense_depth)
+        for (depth, _), places in calls.items():
+            selection = asked[places[0]].selection
+            near = self.bundle.index.search(query_BD[places], depth, selection)
+            for place, neighbours in zip(places, near, strict=True):
+                found[place] = without(neighbours, asked[place].left_out, asked[place].dense_depth)
         return found
 
     def _by_words(self, one: Checked) -> Neighbours:
         depth = min(one.bm25_depth + len(one.left_out), len(self.bundle.doc_ids))
-        rows, scores = self.bundle.lexical.best_rows(one.words, depth)
+        among = None if one.selection is None else one.selection.mask
+        rows, scores = self.bundle.lexical.best_rows(one.words, depth, among)
         return without(Neighbours(rows, scores), one.left_out, one.bm25_depth)
 
     def _hits(self, found: Neighbours, k: int, left_out: frozenset[int] = frozenset()) -> list[Hit]:
@@ -190,5 +206,7 @@ def _notes(search: Search, served_k: int, found: int, unknown: int) -> list[str]
         notes.append(f"{unknown} documents of the history are not in the catalogue and were left out")
     if found < served_k:
         reason = "share a word with the query" if search.mode == "bm25" else "were found and not excluded"
+        if search.filters:
+            reason += ", filters included"
         notes.append(f"{found} documents {reason}")
     return notes

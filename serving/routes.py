@@ -1,180 +1,204 @@
-"""The routes of the HTTP API. Every request takes the served bundle once and uses it to the end."""
+"""The routes that search. Every request takes one bundle and uses it to the end."""
 
 import time
 import uuid
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import FileResponse
+import anyio.to_thread
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
 
-from serving.batching import Batcher
-from serving.follow import Follower, Served
-from serving.refusals import NotReadyError
+from serving.bundle_routes import bundles
+from serving.current import Current, answers, retriever_of, timings
+from serving.documents import documents_at
+from serving.embedding import embedding
+from serving.mistakes import checked_part, printable
+from serving.queries import row_of
 from serving.retriever import Answer, QueryError, Retriever
 from serving.search import Search
+from serving.site import PAGE as PAGE
+from serving.site import site
 from serving.wire import (
-    BundleReply,
+    REFUSALS,
+    BatchReply,
+    BundleId,
+    DocumentReply,
+    ErrorBody,
     ErrorReply,
     HitReply,
-    LiveReply,
     NeighborsReply,
-    ReadyReply,
-    RefusalReply,
+    QueryBody,
     SearchReply,
     SearchRequest,
-    Timings,
 )
 
-PAGE = Path(__file__).parent / "page"
 _TEXT_SHOWN = 280
-_UNSHOWN = ("canaries",)
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorReply, "description": text}
-    for status, text in (
-        (404, "no such document or route"),
-        (413, "body too large"),
-        (422, "the query cannot be answered as asked"),
-        (503, "no bundle is loaded yet"),
-    )
-}
+_OF_THE_WHOLE = frozenset({"queries", "bundle_id"})
+
+router = APIRouter(responses=REFUSALS)
 
 
-async def _served(request: Request) -> Served:
-    follower: Follower = request.app.state.follower
-    served = follower.served
-    if served is None:
-        refusal = follower.refusal
-        raise NotReadyError(refusal.message if refusal else "the champion is being loaded and checked")
-    return served
-
-
-Current = Annotated[Served, Depends(_served)]
-router = APIRouter(responses=_REFUSALS)
-
-
-@router.post("/v1/search", response_model_exclude_none=True)
-async def search(request: Request, body: SearchRequest, served: Current) -> SearchReply:
-    """Find the documents nearest to a text or to a history."""
+@router.post("/v1/search", response_model=SearchReply | BatchReply)
+async def search(request: Request, body: SearchRequest, current: Current) -> Response:
+    """Find the documents nearest to a text or to a history; or to each of many, with `queries`."""
     started = time.perf_counter()
-    retriever = served.retriever
-    asked = Search(
-        text=body.text,
-        history=None if body.history is None else tuple(body.history),
-        k=body.k,
-        exclude=tuple(body.exclude),
-        user_id=body.user_id,
-        mode=body.mode,
-    )
-    answer = (await _answers(request, retriever, [asked]))[0]
-    if isinstance(answer, QueryError):
-        raise answer
-    words = _words(retriever, body) if body.with_documents else None
-    return SearchReply(
-        bundle_id=retriever.bundle.bundle_id,
-        query_id=body.query_id or uuid.uuid4().hex,
-        mode=body.mode,
-        k=answer.k,
-        hits=_hits(retriever, answer, words),
-        notes=answer.notes,
-        unknown_history=answer.unknown,
-        timings_ms=_timings(answer, started),
-    )
+    retriever = await retriever_of(request, current, body.bundle_id)
+    if body.queries is None:
+        reply = (await _replies(request, retriever, [body], started))[0]
+        if isinstance(reply, QueryError):
+            raise reply
+        return _json(reply)
+    asked = _parts(body, retriever)
+    replies = await _replies(request, retriever, asked, started)
+    results = [_refused(reply) if isinstance(reply, QueryError) else reply for reply in replies]
+    done = [reply.timings_ms for reply in replies if isinstance(reply, SearchReply)]
+    spent = timings(started, max((t.encode for t in done), default=0.0), sum(t.search for t in done))
+    return _json(BatchReply(bundle_id=retriever.bundle.bundle_id, results=results, timings_ms=spent))
 
 
-@router.get("/v1/documents/{doc_id:path}/neighbors", response_model_exclude_none=True)
-def neighbors(
+@router.get("/v1/documents/{doc_id:path}/neighbors", response_model=NeighborsReply)
+async def neighbors(
+    request: Request,
     doc_id: str,
-    served: Current,
+    current: Current,
     k: Annotated[int, Query(description="how many documents to return")] = 10,
-    with_documents: Annotated[bool, Query(description="whether hits carry title and text")] = False,
-) -> NeighborsReply:
+    with_documents: Annotated[bool, Query(description="whether hits carry their document")] = False,
+    bundle_id: Annotated[BundleId | None, Query(description="another bundle than the champion")] = None,
+) -> Response:
     """Find the documents nearest to a document by the bundle's similarity."""
     started = time.perf_counter()
-    answer = served.retriever.neighbors(doc_id, k)
-    return NeighborsReply(
-        bundle_id=served.retriever.bundle.bundle_id,
-        query_id=uuid.uuid4().hex,
-        doc_id=doc_id,
-        k=answer.k,
-        hits=_hits(served.retriever, answer, "" if with_documents else None),
-        notes=answer.notes,
-        timings_ms=_timings(answer, started),
+    retriever = await retriever_of(request, current, bundle_id)
+    answer = await anyio.to_thread.run_sync(retriever.neighbors, doc_id, k)
+    hits = await _hits(retriever, answer, "" if with_documents else None)
+    return _json(
+        NeighborsReply(
+            bundle_id=retriever.bundle.bundle_id,
+            query_id=uuid.uuid4().hex,
+            doc_id=doc_id,
+            k=answer.k,
+            hits=hits,
+            notes=answer.notes,
+            timings_ms=timings(started, answer.encode_ms, answer.search_ms),
+        )
     )
 
 
-@router.get("/v1/bundle")
-def bundle(request: Request, served: Current) -> BundleReply:
-    """Say which bundle answers, what it is made from, and whether the champion was refused."""
-    opened = served.retriever.bundle
-    refusal = request.app.state.follower.refusal
-    return BundleReply(
-        bundle_id=opened.bundle_id,
-        loaded_at=served.loaded_at,
-        index=opened.index.note,
-        documents=len(opened.doc_ids),
-        query_inputs=opened.query_inputs,
-        refused=RefusalReply(bundle_id=refusal.bundle_id, message=refusal.message) if refusal else None,
-        manifest={key: value for key, value in opened.artifact.content.items() if key not in _UNSHOWN},
+@router.get("/v1/documents/{doc_id:path}", response_model_exclude_none=True)
+def document(doc_id: str, current: Current) -> DocumentReply:
+    """Return a document of the served bundle's catalogue with all its columns."""
+    bundle = current.retriever.bundle
+    found = documents_at(bundle.documents, [row_of(doc_id, bundle)])[0]
+    return DocumentReply(
+        bundle_id=bundle.bundle_id,
+        doc_id=found.doc_id,
+        title=found.title,
+        text=found.text,
+        image=found.image,
+        updated_at=found.updated_at,
+        fields=found.fields,
     )
 
 
-@router.get("/livez")
-async def livez() -> LiveReply:
-    """Say that the process answers."""
-    return LiveReply()
+def _parts(body: SearchRequest, retriever: Retriever) -> list[QueryBody | QueryError]:
+    """Return the queries of a batch, each with what the whole request says unless it says otherwise."""
+    queries = body.queries or []
+    most = retriever.limits.max_batch
+    if not 1 <= len(queries) <= most:
+        raise QueryError("invalid_batch", f"{len(queries)} queries; a batch must have 1 to {most}")
+    if body.text is not None or body.history is not None or body.query_id is not None:
+        raise QueryError("invalid_batch", "give text, history and query_id inside of each of the queries")
+    shared = {name: getattr(body, name) for name in body.model_fields_set - _OF_THE_WHOLE}
+    parts: list[QueryBody | QueryError] = []
+    for query in queries:
+        try:
+            merged = {**shared, **query} if isinstance(query, Mapping) else query
+            parts.append(checked_part(QueryBody, merged))
+        except QueryError as refusal:
+            parts.append(refusal)
+    return parts
 
 
-@router.get("/readyz")
-async def readyz(request: Request) -> ReadyReply:
-    """Say that a bundle whose digests and canaries were checked answers searches; 503 until then."""
-    return ReadyReply(bundle_id=(await _served(request)).retriever.bundle.bundle_id)
+async def _replies(
+    request: Request, retriever: Retriever, asked: list[Any], started: float
+) -> list[SearchReply | QueryError]:
+    """Answer queries together; a refusal stands where its query stood."""
+    checked = [_search(one) if isinstance(one, QueryBody) else one for one in asked]
+    searches = [one for one in checked if isinstance(one, Search)]
+    answered = iter(await answers(request, retriever, searches) if searches else ())
+    replies: list[SearchReply | QueryError] = []
+    for body, one in zip(asked, checked, strict=True):
+        answer = next(answered) if isinstance(one, Search) else one
+        if isinstance(answer, QueryError):
+            replies.append(answer)
+            continue
+        words = _words(retriever, body) if body.with_documents else None
+        replies.append(
+            SearchReply(
+                bundle_id=retriever.bundle.bundle_id,
+                query_id=body.query_id or uuid.uuid4().hex,
+                mode=body.mode,
+                k=answer.k,
+                hits=await _hits(retriever, answer, words),
+                notes=answer.notes,
+                unknown_history=answer.unknown,
+                explanation=answer.explanation,
+                timings_ms=timings(started, answer.encode_ms, answer.search_ms),
+            )
+        )
+    return replies
 
 
-@router.get("/", include_in_schema=False)
-async def page() -> FileResponse:
-    """Return the page."""
-    return FileResponse(PAGE / "index.html")
+def _search(body: QueryBody) -> Search | QueryError:
+    if body.image is not None:
+        return QueryError(
+            "unsupported_input", "a query by image is not supported yet by this bundle; leave image out"
+        )
+    return body.search()
 
 
-@router.get("/docs", include_in_schema=False)
-async def docs() -> FileResponse:
-    """Return the documentation page, which reads /openapi.json and nothing from elsewhere."""
-    return FileResponse(PAGE / "docs.html")
-
-
-async def _answers(
-    request: Request, retriever: Retriever, searches: list[Search]
-) -> list[Answer | QueryError]:
-    """Answer searches of one request; every route that searches comes through here."""
-    batcher: Batcher = request.app.state.batcher
-    return await batcher.answer(retriever, searches)
-
-
-def _words(retriever: Retriever, body: SearchRequest) -> str:
-    titles = [retriever.title(doc_id) for doc_id in body.history or [] if doc_id in retriever.bundle.rows]
+def _words(retriever: Retriever, body: QueryBody) -> str:
+    bundle = retriever.bundle
+    titles = [retriever.title(doc_id) for doc_id in body.history or [] if doc_id in bundle.rows]
     return " ".join([*([body.text] if body.text else []), *titles])
 
 
-def _hits(retriever: Retriever, answer: Answer, words: str | None) -> list[HitReply]:
+async def _hits(retriever: Retriever, answer: Answer, words: str | None) -> list[HitReply]:
     """Return the hits, with their documents where `words` (the query's, for matched terms) is given."""
     if words is None:
         return [HitReply(rank=hit.rank, doc_id=hit.doc_id, score=hit.score) for hit in answer.hits]
+    return await anyio.to_thread.run_sync(_shown, retriever, answer, words)
+
+
+def _shown(retriever: Retriever, answer: Answer, words: str) -> list[HitReply]:
+    bundle = retriever.bundle
+    rows = [bundle.rows[hit.doc_id] for hit in answer.hits]
+    matched = bundle.lexical.matched_in(words, np.asarray(rows, dtype=np.int64))
+    found = documents_at(bundle.documents, rows)
     return [
         HitReply(
             rank=hit.rank,
             doc_id=hit.doc_id,
             score=hit.score,
-            title=retriever.title(hit.doc_id),
-            text=retriever.text(hit.doc_id)[:_TEXT_SHOWN],
-            matched_terms=retriever.bundle.lexical.matched_terms(words, hit.doc_id),
+            title=shown.title,
+            text=shown.text[:_TEXT_SHOWN],
+            image=shown.image,
+            fields=shown.fields,
+            matched_terms=terms,
         )
-        for hit in answer.hits
+        for hit, shown, terms in zip(answer.hits, found, matched, strict=True)
     ]
 
 
-def _timings(answer: Answer, started: float) -> Timings:
-    total = (time.perf_counter() - started) * 1e3
-    return Timings(
-        encode=round(answer.encode_ms, 3), search=round(answer.search_ms, 3), total=round(total, 3)
-    )
+def _refused(refusal: QueryError) -> ErrorReply:
+    return ErrorReply(error=ErrorBody(code=refusal.code, message=printable(str(refusal))))
+
+
+def _json(reply: SearchReply | BatchReply | NeighborsReply) -> Response:
+    """Return a reply as it is; FastAPI would check it against its own model once more."""
+    return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+for _part in (bundles, embedding, site):
+    router.include_router(_part)

@@ -62,37 +62,37 @@ class Place:
     score: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HitExplanation:
-    """Why a document was found; places are null where the ranking, as deep as it was read, lacks it."""
+    """Why a document was found; a place is absent where the ranking, as deep as it was read, lacks it."""
 
-    dense: Place | None
-    bm25: Place | None
+    dense: Place | None = None
+    bm25: Place | None = None
     matched_terms: Annotated[list[str], Field(description="words of the query that the document has")]
     dense_share: Annotated[
         float | None, Field(description="what the towers' rank adds to the fused score; hybrid only")
-    ]
+    ] = None
     bm25_share: Annotated[
         float | None, Field(description="what the rank of BM25 adds to the fused score; hybrid only")
-    ]
+    ] = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Explanation:
     """How an answer came about."""
 
-    text: Annotated[str | None, Field(description="the query as the query tower read it")]
+    text: Annotated[str | None, Field(description="the query as the query tower read it")] = None
     history: Annotated[list[str], Field(description="the doc_ids that the query tower read, oldest first")]
     words: Annotated[list[str], Field(description="the words that BM25 looked for")]
     unknown_words: Annotated[list[str], Field(description="those of them that no document has")]
     tokens: Annotated[int, Field(description="how many words that are, repeated ones included")]
-    dense_depth: Annotated[int, Field(description="how many documents the towers' ranking was read for")]
-    bm25_depth: Annotated[int, Field(description="how many documents the ranking of BM25 was read for")]
+    dense_depth: Annotated[int, Field(description="how deep the towers' ranking was read")]
+    bm25_depth: Annotated[int, Field(description="how deep the ranking of BM25 was read")]
     index: Annotated[str, Field(description="which index was searched, and where")]
     allowed: Annotated[
-        int | None, Field(description="documents that the filters and exclusions leave; null without any")
-    ]
-    strategy: Annotated[str | None, Field(description="how the index kept to them; null without any")]
+        int | None, Field(description="documents that the filters and exclusions leave; with these only")
+    ] = None
+    strategy: Annotated[str | None, Field(description="how the index kept to them; with these only")] = None
     hits: Annotated[list[HitExplanation], Field(description="one for each hit, in their order")]
 
 

@@ -183,7 +183,11 @@ def test_openapi_describes_every_route_and_the_pages_load_nothing_from_elsewhere
     assert paths.keys() == {
         "/v1/search",
         "/v1/documents/{doc_id}/neighbors",
+        "/v1/documents/{doc_id}",
+        "/v1/embed",
         "/v1/bundle",
+        "/v1/bundles",
+        "/v1/judgments",
         "/livez",
         "/readyz",
     }

@@ -1,0 +1,95 @@
+"""What a store's bundles say of themselves: the facts of their manifests, and the runs that made them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from features.artifact import Artifact
+from features.errors import TwotowerError
+from serving.store import Store
+
+RUNS = "runs"
+"""Folder of a store with one JSON file for each run of the pipeline."""
+
+CURVE = Path("index") / "curve.json"
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """Return the facts of a bundle that a list of bundles shows."""
+    content = artifact.content
+    index = content["index"]
+    recall = index.get("ann_recall") or {}
+    return {
+        "bundle_id": artifact.path.name,
+        "created_at": content.get("created_at") or artifact.manifest.get("created_at"),
+        "documents": int(content["documents"]),
+        "dimension": int(content["dimension"]),
+        "similarity": str(content["similarity"]),
+        "query_inputs": list(content["query_inputs"]),
+        "data_window": dict(content.get("data_window") or {}),
+        "evaluation": [row for row in content.get("evaluation") or [] if row.get("slice") == "all"],
+        "index": {
+            "factory": str(index["factory"]),
+            "search": dict(index.get("search") or {}),
+            "ann_recall": recall.get("value"),
+            "k": recall.get("k"),
+            "target": recall.get("target"),
+            "target_met": recall.get("target_met_when_tuned"),
+            "curve": curve_of(artifact),
+        },
+    }
+
+
+def curve_of(artifact: Artifact) -> list[dict[str, Any]]:
+    """Return the measured points of the index: parameters, ANN recall, and speed where it was measured."""
+    content = artifact.content["index"]
+    points = content.get("curve") or (content.get("ann_recall") or {}).get("curve") or []
+    if not points and CURVE.as_posix() in artifact.manifest["files"]:
+        try:
+            read = json.loads((artifact.path / CURVE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        points = read.get("curve", []) if isinstance(read, dict) else read
+    return [dict(point) for point in points if isinstance(point, Mapping)]
+
+
+def listed(store: Store, most: int) -> list[dict[str, Any]]:
+    """Return the newest bundles of a store, newest first; a damaged one has only its id and what is wrong."""
+    entries = []
+    for bundle_id in reversed(store.bundle_ids()[-most:]):
+        try:
+            entries.append(describe(store.bundle(bundle_id)))
+        except (TwotowerError, KeyError, TypeError, ValueError, AttributeError) as error:
+            entries.append({"bundle_id": bundle_id, "damage": " ".join(str(error).split())[:300]})
+    return entries
+
+
+def runs_of(store: Store) -> dict[str, dict[str, str]]:
+    """Return, by bundle, the last run of the pipeline that made it: its id, and where MLflow has it."""
+    runs: dict[str, dict[str, str]] = {}
+    files = [file for file in (store.root / RUNS).glob("*.json") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            made = [stage["path"] for stage in record["stages"] if stage["stage"] == "export"]
+            tracking = record.get("tracking") or {}
+            run = {"run_id": str(record["run"]), "name": str(record["name"])}
+            run |= {key: str(tracking[key]) for key in ("uri", "experiment_id") if tracking.get(key)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        runs.update({Path(path).name: run for path in made})
+    return runs
+
+
+def page_of(run: Mapping[str, str], mlflow: str | None) -> str | None:
+    """Return the address of a run's page in MLflow, or None where MLflow has no pages.
+
+    Args:
+        run: As `runs_of` returns it.
+        mlflow: Where MLflow's pages are; None takes the tracking server of the run, if it was one.
+    """
+    base = mlflow or run.get("uri", "")
+    if not base.startswith(("http://", "https://")) or "experiment_id" not in run:
+        return None
+    return f"{base.rstrip('/')}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
