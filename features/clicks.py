@@ -6,6 +6,7 @@ import ibis
 import ibis.expr.types as ir
 from pydantic import Field
 
+from features.compute import collected
 from features.config import Config
 
 
@@ -149,6 +150,4 @@ def skipped_documents(shown: ir.Table, lists: ir.Table, known_positives: ir.Tabl
     rows = shown.filter(shown.unclicked).select("list", "doc_id", "position")
     train = lists.filter(lists.part == "train", lists.query_key.notnull()).select("list", "query_key")
     rows = rows.inner_join(train, "list").anti_join(known_positives, ["query_key", "doc_id"])
-    return rows.group_by("list").agg(
-        unclicked_doc_ids=rows.doc_id.collect(order_by=[rows.position, rows.doc_id])
-    )
+    return rows.group_by("list").agg(unclicked_doc_ids=collected(rows.doc_id, rows.position, rows.doc_id))

@@ -1,14 +1,21 @@
-"""Asking the engine for a result: a table that others are selected from, or one number."""
+"""Asking the engine for a number, and for lists in an order."""
 
+import ibis
 import ibis.expr.types as ir
-from ibis.backends import BaseBackend
-
-
-def materialise(connection: BaseBackend, name: str, table: ir.Table) -> ir.Table:
-    """Compute a table once, for all the tables that are selected from it, until the connection closes."""
-    return connection.create_table(name, table, temp=True)
 
 
 def number(value: ir.Scalar) -> int:
     """Compute a whole number; the sum of nothing is 0."""
     return int(value.to_pyarrow().as_py() or 0)
+
+
+def collected(values: ir.Column, *order: ir.Column) -> ir.ArrayColumn:
+    """Gather the values of a group into one list, in the order of other columns; their nulls come last."""
+    if values.get_backend().name == "duckdb":
+        return values.collect(order_by=order)
+    keys: dict[str, ir.Value] = {}
+    for place, key in enumerate(order):  # Spark gathers in any order, and sorts structs by their fields
+        keys |= {f"absent_{place}": key.isnull().cast("int8"), f"key_{place}": key}
+    entries = ibis.struct({**keys, "value": values}).collect().sort()
+    gathered: ir.ArrayColumn = entries.map(lambda entry: entry["value"])
+    return gathered

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from ibis.backends import BaseBackend
 from pydantic import Field
 
+from features import spark
 from features.config import Config
 from features.errors import ConfigError
 
@@ -41,16 +42,32 @@ def connect(config: EngineConfig) -> BaseBackend:
     Raises:
         ConfigError: If it is Spark and pyspark is not installed, or DuckDB refuses an option.
     """
-    return _connect_spark(config) if config.kind == "spark" else _connect_duckdb(config)
+    return spark.connect(config.spark_options) if config.kind == "spark" else _connect_duckdb(config)
+
+
+def read_parquet(connection: BaseBackend, files: Sequence[Path]) -> ir.Table:
+    """Open Parquet files as one table; lazily."""
+    names = [str(file) for file in files]
+    if connection.name == "duckdb":
+        return connection.read_parquet(names)
+    return spark.read_parquet(connection, names)
+
+
+def materialise(connection: BaseBackend, name: str, table: ir.Table) -> ir.Table:
+    """Compute a table once, for all the tables that are selected from it, until the connection closes."""
+    if connection.name == "duckdb":
+        return connection.create_table(name, table, temp=True)
+    return spark.materialise(connection, name, table)
 
 
 def batches(connection: BaseBackend, table: ir.Table, rows: int = 131_072) -> Iterator[pa.RecordBatch]:
     """Compute a table and yield it in order, in Arrow batches of at most `rows` rows."""
     if connection.name == "duckdb":
         # Ibis 12 asks DuckDB for batches by a method that DuckDB 2 no longer has.
+        connection._run_pre_execute_hooks(table)
         yield from connection.con.sql(ibis.to_sql(table, dialect="duckdb")).to_arrow_reader(rows)
     else:
-        yield from table.to_pyarrow_batches(chunk_size=rows)
+        yield from spark.batches(connection, table, rows)
 
 
 def _connect_duckdb(config: EngineConfig) -> BaseBackend:
@@ -69,19 +86,6 @@ def _connect_duckdb(config: EngineConfig) -> BaseBackend:
     connection.raw_sql("SET TimeZone = 'UTC'")
     connection.raw_sql("SET enable_progress_bar = false")
     return connection
-
-
-def _connect_spark(config: EngineConfig) -> BaseBackend:
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise ConfigError(
-            "engine.kind: spark needs pyspark; install the extra `spark` (and Java 17), or use duckdb"
-        ) from None
-    builder = SparkSession.builder.appName("twotower").config("spark.sql.session.timeZone", "UTC")
-    for key, value in config.spark_options.items():
-        builder = builder.config(key, value)
-    return ibis.pyspark.connect(builder.getOrCreate())
 
 
 def _first_line(error: Exception) -> str:

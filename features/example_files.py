@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.backends import BaseBackend
 
+from features.engine import batches
 from features.tables import DOCUMENTS
 
 _ROWS_PER_GROUP = 65_536
@@ -91,12 +92,10 @@ def write_parquet(
         schema: Columns in their order; values are cast to it.
         order: Columns that order the rows completely.
     """
-    raw = path.with_suffix(".raw")
-    connection.to_parquet(table.order_by(order).select(schema.names), raw)
-    with pq.ParquetFile(raw) as source, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for group in _groups(source.iter_batches(_ROWS_PER_GROUP), schema):
+    rows = table.order_by(order).select(schema.names)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for group in _groups(batches(connection, rows, _ROWS_PER_GROUP), schema):
             writer.write_table(group)
-    raw.unlink()
 
 
 def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:

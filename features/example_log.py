@@ -8,6 +8,7 @@ import ibis.expr.types as ir
 from ibis.backends import BaseBackend
 
 from features.compute import number
+from features.engine import read_parquet
 from features.splits import HELD_OUT, PARTS
 
 
@@ -39,14 +40,14 @@ def count_examples(log: Log, keyed: ir.Table, connection: BaseBackend, staging: 
         connection: The engine.
         staging: Where the files are.
     """
-    files = {part: connection.read_parquet(staging / f"{part}.parquet") for part in PARTS}
+    files = {part: read_parquet(connection, [staging / f"{part}.parquet"]) for part in PARTS}
     counts: dict[str, Any] = {part: number(table.count()) for part, table in files.items()}
     counts["lists"] = _count_lists(log, keyed)
     counts["shown"] = _count_shown(log)
     counts["unclicked"] = number(files["train"].unclicked_doc_ids.length().sum())
     counts["known_positives"] = number(log.known.count())
     counts["train_queries"] = number(files["train"].query_key.nunique())
-    documents = connection.read_parquet(staging / "documents.parquet")
+    documents = read_parquet(connection, [staging / "documents.parquet"])
     cold = documents.filter(documents.cold).select("doc_id")
     counts["documents"] = {
         "total": number(documents.count()),
@@ -54,7 +55,7 @@ def count_examples(log: Log, keyed: ir.Table, connection: BaseBackend, staging: 
         "distinct_contents": number(documents.content_key.nunique()),
     }
     for part in HELD_OUT:
-        queries, lists = files[part], connection.read_parquet(staging / f"{part}_lists.parquet")
+        queries, lists = files[part], read_parquet(connection, [staging / f"{part}_lists.parquet"])
         of_part = keyed.filter(keyed.part == part)
         relevant = queries.select(doc_id=queries.relevant_doc_ids.unnest())
         seen = number(queries.seen_query.sum())

@@ -12,9 +12,9 @@ from pydantic import Field, model_validator
 
 from features.artifact import Artifact, publish
 from features.clicks import ClicksConfig, drop_lists, judge_shown, number_lists, skipped_documents
-from features.compute import materialise, number
+from features.compute import number
 from features.config import Config
-from features.engine import EngineConfig, connect
+from features.engine import EngineConfig, connect, materialise, read_parquet
 from features.errors import ConfigError, SchemaError
 from features.example_files import KNOWN_POSITIVES, LISTS, QUERIES, TRAIN, documents_schema, write_parquet
 from features.example_log import Log, count_examples
@@ -119,7 +119,7 @@ def build_examples(lake: Path, target: Path, config: ExamplesConfig) -> Artifact
             bias = _write_train(connection, log, keyed, staging, config)
             if bias is not None:
                 content["position_bias"] = bias.describe()
-            train = connection.read_parquet(staging / "train.parquet")
+            train = read_parquet(connection, [staging / "train.parquet"])
             check_no_leakage(train, log.lists, config.split)
             _write_documents(connection, log, documents, train, staging, config)
             for part in HELD_OUT:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import ibis
 import ibis.expr.types as ir
 
+from features.compute import collected
+
 
 class HeldOut(NamedTuple):
     """What one part is evaluated on."""
@@ -35,10 +37,10 @@ def held_out(
         clicks = clicks.filter(~clicks.earlier.contains(clicks.doc_id))
     judged = clicks.group_by("query_id", "doc_id").agg(lists=clicks.count())
     relevance = judged.lists.cast("float64") if graded else ibis.literal(1.0)
-    judged = judged.mutate(relevance=relevance).group_by("query_id")
-    judged = judged.agg(
-        relevant_doc_ids=ibis._.doc_id.collect(order_by=ibis._.doc_id),
-        relevance=ibis._.relevance.collect(order_by=ibis._.doc_id),
+    judged = judged.mutate(relevance=relevance)
+    judged = judged.group_by("query_id").agg(
+        relevant_doc_ids=collected(judged.doc_id, judged.doc_id),
+        relevance=collected(judged.relevance, judged.doc_id),
     )
     first = ibis.window(group_by=lists.query_id, order_by=lists.list)
     queries = lists.mutate(place=ibis.row_number().over(first)).filter(ibis._.place == 0)
@@ -61,10 +63,9 @@ def _lists_with_both(shown: ir.Table, lists: ir.Table) -> ir.Table:
     """Return the lists as shown, without clicks too short to count, if there is something to tell apart."""
     rows = shown.filter(shown.positive | ~shown.clicked)
     rows = rows.inner_join(lists.select("list", "impression_id", "query_id"), "list")
-    order = [rows.position, rows.doc_id]
     shown_lists = rows.group_by("list", "impression_id", "query_id").agg(
-        doc_ids=rows.doc_id.collect(order_by=order),
-        clicked=rows.positive.collect(order_by=order),
+        doc_ids=collected(rows.doc_id, rows.position, rows.doc_id),
+        clicked=collected(rows.positive, rows.position, rows.doc_id),
         both=rows.positive.any() & (~rows.positive).any(),
     )
     return shown_lists.filter(shown_lists.both).drop("both")

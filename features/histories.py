@@ -3,6 +3,8 @@
 import ibis
 import ibis.expr.types as ir
 
+from features.compute import collected
+
 
 def clicks_before(positives: ir.Table, lists: ir.Table) -> ir.Table:
     """Return for each list of a known user the user's clicks in strictly earlier lists.
@@ -21,7 +23,7 @@ def clicks_before(positives: ir.Table, lists: ir.Table) -> ir.Table:
     users = lists.filter(lists.user_id.notnull()).select("list", "user_id")
     clicks = positives.inner_join(users, "list")
     clicked = clicks.group_by("user_id").agg(
-        clicked=clicks.doc_id.collect(order_by=[clicks.list, clicks.position, clicks.doc_id])
+        clicked=collected(clicks.doc_id, clicks.list, clicks.position, clicks.doc_id)
     )
     here = positives.group_by("list").agg(here=positives.count())
     counted = users.left_join(here, "list").drop("list_right").fill_null({"here": 0})

@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, Field
 
 from features.artifact import Artifact, publish
 from features.config import Config
-from features.engine import EngineConfig, connect
+from features.engine import EngineConfig, connect, materialise, read_parquet
 from features.errors import SchemaError
 from features.lake_checks import (
     ACCEPTED,
@@ -95,27 +95,27 @@ def ingest(source: Source, target: Path, config: IngestConfig) -> Artifact:
 def read_impressions(lake: Path, connection: BaseBackend) -> ir.Table:
     """Open the impressions of a lake; lazily, and without the partition column."""
     files = sorted((lake / "impressions").glob("date=*/*.parquet"))
-    table = connection.read_parquet([str(file) for file in files])
+    table = read_parquet(connection, files)
     return table.drop("date") if "date" in table.columns else table
 
 
 def read_documents(lake: Path, connection: BaseBackend) -> ir.Table:
     """Open the documents of a lake; lazily."""
-    return connection.read_parquet([str(file) for file in sorted((lake / "documents").glob("*.parquet"))])
+    return read_parquet(connection, sorted((lake / "documents").glob("*.parquet")))
 
 
 def _write(
     connection: BaseBackend, raw: RawTables, staging: Path, content: dict[str, Any], config: IngestConfig
 ) -> None:
     """Check every row, write it where it belongs, and account for it in `content`."""
-    refused = connection.create_table("lake_refused", raw.refused, temp=True)
-    documents = connection.create_table("lake_documents", check_documents(raw), temp=True)
+    refused = materialise(connection, "lake_refused", raw.refused)
+    documents = materialise(connection, "lake_documents", check_documents(raw))
     accepted = documents.filter(documents.outcome == ACCEPTED)
     counts = content["documents"] = _counts(documents, raw.documents, refused, "documents")
 
     known = accepted if config.unknown_documents == "quarantine" else None
     checked = check_impressions(raw, known, _latest(config))
-    impressions = connection.create_table("lake_impressions", checked, temp=True)
+    impressions = materialise(connection, "lake_impressions", checked)
     content["impressions"] = _counts(impressions, raw.impressions, refused, "impressions")
     refusals = [
         refused.select(*QUARANTINE.names),
@@ -123,9 +123,7 @@ def _write(
         quarantined(impressions, "impressions", [*IMPRESSIONS.names, *raw.context]),
     ]
     if raw.clicks is not None:
-        orphans = connection.create_table(
-            "lake_orphans", unmatched_clicks(raw.clicks, impressions), temp=True
-        )
+        orphans = materialise(connection, "lake_orphans", unmatched_clicks(raw.clicks, impressions))
         content["impressions"]["input"] += _rows(orphans)
         content["impressions"]["click_events"] = _rows(raw.clicks)
         refusals.append(quarantined(orphans, "impressions", ["impression_id", "doc_id"]))

@@ -21,7 +21,7 @@ import pyarrow as pa
 from ibis.backends import BaseBackend
 from numpy.typing import NDArray
 
-from features.compute import materialise
+from features.engine import materialise
 from features.errors import SchemaError
 
 Floats = NDArray[np.float64]

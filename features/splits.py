@@ -120,9 +120,10 @@ def cuts(lists: ir.Table, split: TimeSplit) -> tuple[datetime, datetime]:
 
 
 def _moment_of(lists: ir.Table, index: int) -> datetime:
-    """Return the timestamp of the list at a place in the order of time."""
-    ordered = lists.select("timestamp").order_by("timestamp").limit(1, offset=index)
-    moment: datetime = ordered.to_pyarrow()["timestamp"][0].as_py()
+    """Return the timestamp of the list at a place in the order of all."""
+    moment: datetime = (
+        lists.filter(lists.list == index).select("timestamp").to_pyarrow()["timestamp"][0].as_py()
+    )
     return moment.astimezone(UTC)
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from ibis.backends import BaseBackend
 from pydantic import Field
 
+from features.engine import read_parquet
 from features.errors import SchemaError
 from features.readers.catalogue import check_feature_names
 from features.readers.files import Paths, find_files
@@ -78,7 +79,7 @@ def _read(
 ) -> tuple[ir.Table, tuple[str, ...]]:
     files = find_files(patterns)
     try:
-        table = connection.read_parquet([str(file) for file in files])
+        table = read_parquet(connection, files)
     except Exception as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise SchemaError(f"{files[0].name} is no readable Parquet file: {reason}") from error
