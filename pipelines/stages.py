@@ -139,10 +139,10 @@ class Train(Stage):
 
     def run(self, recorder: Any) -> Outcome:
         """Train, or go on where an interrupted training of the same key stopped."""
-        from towers.train import train
+        from towers.launch import train_on_ranks
 
         config = self.config
-        artifact = train(
+        artifact = train_on_ranks(
             self._examples, self.target, config.towers, config.train, seed=config.seed, record=recorder
         )
         return self.outcome(artifact)

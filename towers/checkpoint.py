@@ -98,6 +98,11 @@ class State:
     negatives: dict[str, Tensor]
 
 
+def progress_of(target: Path) -> Path:
+    """Return the directory beside a training's target that holds what it needs until it is finished."""
+    return target.with_name(f"{target.name}.progress")
+
+
 def weights_of(model: nn.Module) -> Weights:
     """Return a copy of the weights on the CPU, each shared tensor once, under its first name."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _distinct(model)}
@@ -140,7 +145,7 @@ class Checkpoints:
             writes: False for a rank that only reads, since another one writes: nothing is saved or removed.
         """
         self._writes = writes
-        self.directory = target.with_name(f"{target.name}.progress")
+        self.directory = progress_of(target)
         self._configuration = configuration
         self.record = record
 

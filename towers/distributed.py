@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from features.errors import ConfigError
+
 _Anything = TypeVar("_Anything")
 
 
@@ -111,12 +113,21 @@ def joined_ranks(*, use_cuda: bool) -> Iterator[Ranks]:
 
     Args:
         use_cuda: Whether to train on GPUs, over NCCL, each rank on its own; else on CPUs, over gloo.
+
+    Raises:
+        ConfigError: If there are fewer GPUs than ranks.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield Ranks.of_group()
         return
     if use_cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise ConfigError(
+                f"train.ranks is more than this machine's {gpus} CUDA devices; set it to at most {gpus}, or "
+                "device to cpu"
+            )
+        torch.cuda.set_device(local)
     dist.init_process_group("nccl" if use_cuda else "gloo")
     try:
         yield Ranks.of_group()

@@ -44,7 +44,8 @@ class StageConfig(Config):
     encode_rows: int | None = Field(
         None,
         ge=1,
-        description="Distinct rows encoded at once, with their gradients cached; null encodes all at once.",
+        description="Distinct rows encoded at once, with their gradients cached; null encodes all at once, "
+        "or a rank its share, so that dropout is then drawn otherwise with another number of ranks.",
     )
     tiled: bool | Literal["auto"] = Field(
         "auto",
@@ -203,8 +204,17 @@ class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train; auto takes a GPU if any."
     )
+    ranks: int = Field(
+        1,
+        ge=1,
+        description="Processes on this machine that share the work of each batch, started by torchrun: one "
+        "for each GPU (NCCL), or several on a CPU's cores (gloo). The batch is as large as with one.",
+    )
     num_threads: int | None = Field(
-        None, ge=1, description="CPU threads; null keeps torch's number. Equal weights need an equal number."
+        None,
+        ge=1,
+        description="CPU threads of a rank; null: torch's number, shared out over the ranks. Equal weights "
+        "need an equal number.",
     )
     log_every: int = Field(20, ge=1, description="Optimiser steps between points of the training curve.")
     checkpoint_seconds: float = Field(

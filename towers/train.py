@@ -62,8 +62,8 @@ def train(
         seed: ≥ 0; decides initial weights, order, negatives and dropout.
         record: Told of every measurement and event.
 
-    Started by torchrun, every rank calls this with the same arguments and directories; the first one alone
-    writes and records.
+    Started by torchrun (`towers.launch`), every rank calls this with the same arguments and directories; the
+    first one alone writes and records.
 
     Returns:
         The published artifact, of kind `checkpoint`.
@@ -86,6 +86,11 @@ def train(
     }
     use_cuda = config.device != "cpu" and torch.cuda.is_available()
     with joined_ranks(use_cuda=use_cuda) as ranks, reproducible(config, seed) as device:
+        if ranks.size < config.ranks:
+            raise ConfigError(
+                f"train.ranks is {config.ranks}, but processes that train: {ranks.size}; `twotower train` "
+                "and `run` start them, for others set it to 1"
+            )
         settings |= {
             "ranks": ranks.size,
             "device": device.type,

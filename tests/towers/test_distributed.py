@@ -59,26 +59,6 @@ def test_several_ranks_take_the_step_of_one(ranks: int, coloured_things: Path, t
                 assert torch.allclose(weights[name], gradient, rtol=1e-4, atol=1e-6), (case, name)
 
 
-def test_a_training_on_two_ranks_is_that_of_one(coloured_things: Path, tmp_path: Path) -> None:
-    """Through both stages, validations and checkpoints; only the first rank writes and records."""
-    worker = loaded("training_worker")
-    events = worker.run(coloured_things, tmp_path / "one")
-    (tmp_path / "events").mkdir()
-    torchrun(2, "training_worker", coloured_things, tmp_path / "two", tmp_path / "events")
-    assert json.loads((tmp_path / "events" / "0.json").read_text(encoding="utf-8")) == events
-    assert json.loads((tmp_path / "events" / "1.json").read_text(encoding="utf-8")) == []
-    assert not (tmp_path / "two.progress").exists()
-    one, two = (
-        json.loads((tmp_path / name / "training.json").read_text(encoding="utf-8")) for name in ("one", "two")
-    )
-    assert two["settings"]["ranks"] == 2
-    assert len(one["curve"]) == len(two["curve"]) == 12
-    for a, b in zip(one["curve"], two["curve"], strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
-        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-3)
-    assert two["validations"] == one["validations"]
-
-
 def test_tiles_change_nothing_but_rounding(coloured_things: Path) -> None:
     worker = loaded("ranks_worker")
     plain, plain_gradients = worker.one_step(coloured_things, "plain", Ranks())
