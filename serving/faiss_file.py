@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from features.errors import BundleError
 
-LARGEST_COMPONENT = 1e6
+LARGEST = 1e6
 """As `serving.vectors.MAX_NORM`: beyond it one vector wins every search."""
 
 _DERIVED_BYTES = 2**31  # the largest table that faiss derives from product-quantiser codes by itself
+_LONGEST_UNIT = 1.001
 _LARGEST_LATTICE = 1_024
 _LARGEST_REFINE_FACTOR = 10_000
 _PROBES = 16
@@ -44,13 +45,17 @@ def read_faiss(path: Path) -> Any:
         return faiss.read_index(str(path))
 
 
-def check_faiss(index: Any) -> None:
+def check_faiss(index: Any, *, unit: bool) -> None:
     """Assert that every part of an index stays inside it, and search it once.
+
+    Args:
+        index: As `read_faiss` gives it.
+        unit: Whether no vector may be longer than 1.
 
     Raises:
         BundleError: If a part does not.
     """
-    _check_part(index, int(index.ntotal))
+    _check_part(index, int(index.ntotal), _LONGEST_UNIT if unit else LARGEST)
     query_BD = np.random.default_rng(0).standard_normal((_PROBES, index.d)).astype(np.float32)
     query_BD /= np.linalg.norm(query_BD, axis=1, keepdims=True)
     score_Bk, row_Bk = index.search(query_BD, max(1, min(10, int(index.ntotal))))
@@ -60,8 +65,8 @@ def check_faiss(index: Any) -> None:
         raise BundleError("its index answers with scores that are not finite")
 
 
-def _check_part(part: Any, rows: int) -> None:
-    """Check an index and what it is made of; `rows` is N."""
+def _check_part(part: Any, rows: int, longest: float) -> None:
+    """Check an index and what it is made of; `rows` is N, `longest` the norm that a whole vector may have."""
     part = faiss.downcast_index(part)
     if int(part.ntotal) != rows:
         raise BundleError(f"a part of its index has {part.ntotal} vectors, the index {rows}")
@@ -71,25 +76,25 @@ def _check_part(part: Any, rows: int) -> None:
             step = faiss.downcast_VectorTransform(chain.at(place))
             if isinstance(step, faiss.LinearTransform):
                 _require_usable(faiss.vector_to_array(step.A), faiss.vector_to_array(step.b))
-        _check_part(part.index, rows)
+        _check_part(part.index, rows, LARGEST)  # whitening makes vectors longer
     elif isinstance(part, faiss.IndexRefine):
         if not 1 <= part.k_factor <= _LARGEST_REFINE_FACTOR:
             raise BundleError(f"its index refines {part.k_factor} times as many as are asked for")
-        _check_part(part.base_index, rows)
-        _check_part(part.refine_index, rows)
+        _check_part(part.base_index, rows, longest)
+        _check_part(part.refine_index, rows, longest)
     elif isinstance(part, faiss.IndexHNSW):
         _check_graph(part.hnsw, rows)
-        _check_part(part.storage, rows)
+        _check_part(part.storage, rows, longest)
     elif isinstance(part, faiss.IndexIVF):
-        _check_part(part.quantizer, int(part.nlist))
+        _check_part(part.quantizer, int(part.nlist), longest)
         _check_numbers(part)
-        _check_lists(part, rows)
+        _check_lists(part, rows, longest)
     elif isinstance(part, faiss.IndexFlatCodes):
         _check_numbers(part)
         codes = faiss.vector_to_array(part.codes)
         if len(codes) != rows * int(part.sa_code_size()):
             raise BundleError(f"its index has {len(codes)} bytes of codes for {rows} vectors")
-        _check_codes(part, codes)
+        _check_codes(part, codes, longest)
     elif not isinstance(part, faiss.IndexFastScan):  # whose codes the probes read to the last
         raise BundleError(f"its index is of a kind whose parts cannot be checked: {type(part).__name__}")
 
@@ -118,7 +123,7 @@ def _check_graph(graph: Any, rows: int) -> None:
         raise BundleError("the graph of its index has links that lead out of it")
 
 
-def _check_lists(lists: Any, rows: int) -> None:
+def _check_lists(lists: Any, rows: int, longest: float) -> None:
     """Assert that inverted lists lie in the index file and hold every row once."""
     inverted = faiss.downcast_InvertedLists(lists.invlists)
     if type(inverted).__name__ not in ("ArrayInvertedLists", "BlockInvertedLists"):
@@ -134,7 +139,7 @@ def _check_lists(lists: Any, rows: int) -> None:
         seen[ids] = True
         if isinstance(inverted, faiss.ArrayInvertedLists):
             codes = faiss.rev_swig_ptr(inverted.get_codes(place), count * int(inverted.code_size))
-            _check_codes(lists, codes)
+            _check_codes(lists, codes, longest)
     if not seen.all():
         raise BundleError(f"the lists of its index lack {rows - int(seen.sum())} rows")
 
@@ -149,11 +154,15 @@ def _check_numbers(part: Any) -> None:
         _require_usable(faiss.vector_to_array(scalar.trained))
 
 
-def _check_codes(part: Any, codes: npt.NDArray[np.uint8]) -> None:
+def _check_codes(part: Any, codes: npt.NDArray[np.uint8], longest: float) -> None:
     """Check codes that are numbers themselves."""
     scalar = getattr(part, "sq", None)
     if isinstance(part, faiss.IndexFlat | faiss.IndexIVFFlat):
-        _require_usable(codes.view(np.float32))
+        vector_ND = codes.view(np.float32).reshape(-1, part.d)
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm = np.sqrt(np.einsum("nd,nd->n", vector_ND, vector_ND))
+        if not np.all(norm <= longest):  # NaN compares false
+            raise BundleError("its index holds a vector that is not finite or too long")
     elif scalar is not None and scalar.qtype == faiss.ScalarQuantizer.QT_fp16:
         _require_usable(codes.view(np.float16))
     elif scalar is not None and scalar.qtype == faiss.ScalarQuantizer.QT_bf16:
@@ -162,5 +171,5 @@ def _check_codes(part: Any, codes: npt.NDArray[np.uint8]) -> None:
 
 def _require_usable(*numbers: npt.NDArray[np.floating[Any]]) -> None:
     for values in numbers:
-        if len(values) and not max(-float(values.min()), float(values.max())) <= LARGEST_COMPONENT:
+        if len(values) and not max(-float(values.min()), float(values.max())) <= LARGEST:
             raise BundleError("its index holds a number that is not finite or beyond 1e6")
