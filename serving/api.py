@@ -22,12 +22,14 @@ from features.errors import ConfigError
 from serving import refusals
 from serving.admission import Admission, AdmissionConfig
 from serving.batching import Batcher, BatchingConfig
+from serving.events import events
 from serving.follow import Follower
 from serving.gate import CapsConfig, Gate, Rules
 from serving.keys import Keys, KeysConfig, require_loopback_or_keys
 from serving.metrics import Metrics
 from serving.observed import Observed
 from serving.operations import operations
+from serving.query_log import QueryLog, QueryLogConfig
 from serving.rates import Rates, RatesConfig
 from serving.retriever import QueryLimits
 from serving.routes import PAGE, router
@@ -61,6 +63,9 @@ class ServeConfig(Config):
     mlflow: str | None = Field(
         None, description="where MLflow's pages are, so that the page links runs to them"
     )
+    query_log: QueryLogConfig = Field(
+        default_factory=QueryLogConfig, description="what was asked and shown, for later training"
+    )
     limits: QueryLimits = Field(default_factory=QueryLimits, description="largest query that is answered")
 
 
@@ -75,14 +80,17 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
     follower = Follower(Store(store), settings.limits, settings.device, settings.poll_seconds)
     batcher = Batcher(settings.batching, metrics)
     admission = Admission(settings.admission)
+    query_log = QueryLog(store / "ubi", settings.query_log, metrics)
     metrics.watch(follower, batcher, admission)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.concurrency
+        query_log.start()
         follower.start()
         yield
         await batcher.close()
+        await anyio.to_thread.run_sync(query_log.stop)
         await anyio.to_thread.run_sync(follower.stop)
 
     app = FastAPI(
@@ -96,12 +104,13 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
     app.state.follower, app.state.batcher = follower, batcher
     app.state.shelf = Shelf(follower.store, settings.limits, settings.device)
     app.state.mlflow = settings.mlflow
-    app.state.metrics, app.state.admission = metrics, admission
+    app.state.metrics, app.state.admission, app.state.query_log = metrics, admission, query_log
     refusals.install(app, metrics)
     rules = Rules(settings.caps, Keys.read(settings.keys), Rates(settings.rates), admission, metrics)
     app.add_middleware(Gate, rules=rules)
     app.add_middleware(Observed, metrics=metrics)
     app.include_router(router)
+    app.include_router(events)
     app.include_router(operations)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return app

@@ -14,6 +14,7 @@ from features.config import Config
 from serving.admission import TIMEOUT_HEADER, Admission, TimeoutHeaderError
 from serving.keys import Keys, need
 from serving.metrics import Metrics
+from serving.query_log import WANTED
 from serving.rates import Rates
 from serving.refusals import error_response
 
@@ -119,6 +120,7 @@ class Gate:
         return None
 
     def _not_ready(self, scope: Scope, head: dict[bytes, bytes]) -> Response | None:
+        WANTED.set(head.get(b"x-query-log") != b"off")
         admission = self.rules.admission
         if admission.draining and scope["path"] == "/readyz":
             return self._refuse(503, "draining", "this server is shutting down", 1)

@@ -15,6 +15,7 @@ from serving.current import Current, answers, retriever_of, timings
 from serving.documents import documents_at
 from serving.embedding import embedding
 from serving.mistakes import checked_part, printable
+from serving.open_inference import inference
 from serving.queries import row_of
 from serving.retriever import Answer, QueryError, Retriever
 from serving.search import Search
@@ -134,10 +135,12 @@ async def _replies(
             replies.append(answer)
             continue
         words = _words(retriever, body) if body.with_documents else None
+        query_id = body.query_id or uuid.uuid4().hex
+        request.app.state.query_log.served(query_id, retriever.bundle.bundle_id, one, answer)
         replies.append(
             SearchReply(
                 bundle_id=retriever.bundle.bundle_id,
-                query_id=body.query_id or uuid.uuid4().hex,
+                query_id=query_id,
                 mode=body.mode,
                 k=answer.k,
                 hits=await _hits(retriever, answer, words),
@@ -200,5 +203,5 @@ def _json(reply: SearchReply | BatchReply | NeighborsReply) -> Response:
     return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
 
 
-for _part in (bundles, embedding, site):
+for _part in (bundles, embedding, inference, site):
     router.include_router(_part)
