@@ -36,6 +36,7 @@ def explain(
         bm25_depth=one.bm25_depth,
         index=bundle.index.note,
         allowed=None if one.selection is None else one.selection.count,
+        strategy=None if one.selection is None else bundle.index.way(one.selection),
         hits=[
             HitExplanation(
                 dense=of_dense.get(row),

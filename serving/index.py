@@ -206,12 +206,13 @@ class Index:
             return Found(*self._searched.search(query_BD, k))
 
     def _among(self, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
-        forbidden = len(allowed.mask) - len(allowed.rows)
-        if len(allowed.rows) <= _EXHAUSTIVE_ROWS:
+        way = self._way(allowed)
+        if way == "exhaustive":
             return exhaustive(self._host, query_BD, k, allowed)
-        if forbidden > _FEW_FORBIDDEN and self._selects:
+        if way == "selective":
             found = selective(self._host, query_BD, k, allowed)
         else:
+            forbidden = len(allowed.mask) - len(allowed.rows)
             depth = k + min(forbidden, int(2 * k / allowed.share))
             found = overfetched(self._whole(query_BD, depth), k, allowed)
         short = np.flatnonzero((found.rows < 0).any(axis=1))
@@ -219,6 +220,17 @@ class Index:
             rest = exhaustive(self._host, query_BD[short], k, allowed)
             found.rows[short], found.scores[short] = rest.rows, rest.scores
         return found
+
+    def way(self, selection: Selection) -> Literal["whole", "exhaustive", "selective", "overfetched"]:
+        """Return how a selection is searched; see `serving.subsets`."""
+        allowed = self._selected(selection)
+        return "whole" if allowed is None else self._way(allowed)
+
+    def _way(self, allowed: Allowed) -> Literal["exhaustive", "selective", "overfetched"]:
+        if len(allowed.rows) <= _EXHAUSTIVE_ROWS:
+            return "exhaustive"
+        forbidden = len(allowed.mask) - len(allowed.rows)
+        return "selective" if forbidden > _FEW_FORBIDDEN and self._selects else "overfetched"
 
     @cached_property
     def _selects(self) -> bool:

@@ -92,7 +92,13 @@ class Explanation:
     allowed: Annotated[
         int | None, Field(description="documents that the filters and exclusions leave; with these only")
     ] = None
-    strategy: Annotated[str | None, Field(description="how the index kept to them; with these only")] = None
+    strategy: Annotated[
+        str | None,
+        Field(
+            description="how the index kept to them: exhaustive (every allowed document scored), selective "
+            "(a usual search of allowed documents), overfetched (the others dropped), whole (none to drop)"
+        ),
+    ] = None
     hits: Annotated[list[HitExplanation], Field(description="one for each hit, in their order")]
 
 
