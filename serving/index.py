@@ -21,6 +21,7 @@ from serving.subsets import (
     Allowed,
     Found,
     Rows,
+    adaptive,
     can_select,
     exhaustive,
     is_lossless,
@@ -31,6 +32,8 @@ from serving.subsets import (
 from serving.vectors import Vectors, check_vectors
 
 SearchParameter = Literal["nprobe", "efSearch", "k_factor_rf", "ht"]
+Way = Literal["whole", "overfetched", "exhaustive", "selective", "adaptive"]
+"""How allowed rows are searched: `serving.subsets`."""
 
 _GPU_MAX_K = 2048
 _FEW_FORBIDDEN = 64
@@ -145,8 +148,8 @@ class Index:
         allowed = self._alive if selection is None else self._selected(selection)
         if allowed is None:
             found = self._whole(checked_BD, min(k, self.size))
-        elif len(allowed.rows):
-            found = self._among(checked_BD, min(k, len(allowed.rows)), allowed)
+        elif allowed.count:
+            found = self._among(checked_BD, min(k, allowed.count), allowed)
         else:
             return [Neighbours(self._row_of_place[:0], checked_BD[0, :0]) for _ in checked_BD]
         return [self._neighbours(rows, scores) for scores, rows in zip(*found, strict=True)]
@@ -206,35 +209,36 @@ class Index:
             return Found(*self._searched.search(query_BD, k))
 
     def _among(self, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
-        way = self._way(allowed)
+        way = self._way(k, allowed)
+        if way == "overfetched":
+            depth = k + len(allowed.mask) - allowed.count
+            return overfetched(self._whole(query_BD, depth), k, allowed)
         if way == "exhaustive":
             return exhaustive(self._host, query_BD, k, allowed)
         if way == "selective":
-            found = selective(self._host, query_BD, k, allowed)
-        else:
-            forbidden = len(allowed.mask) - len(allowed.rows)
-            depth = k + min(forbidden, int(2 * k / allowed.share))
-            found = overfetched(self._whole(query_BD, depth), k, allowed)
+            return selective(self._host, query_BD, k, allowed, 1.0 / allowed.share)
+        found = adaptive(self._host, query_BD, k, allowed)
         short = np.flatnonzero((found.rows < 0).any(axis=1))
-        if len(short) and allowed is not self._alive:
-            rest = exhaustive(self._host, query_BD[short], k, allowed)
-            found.rows[short], found.scores[short] = rest.rows, rest.scores
+        if len(short):
+            found.scores[short], found.rows[short] = exhaustive(self._host, query_BD[short], k, allowed)
         return found
 
-    def way(self, selection: Selection) -> Literal["whole", "exhaustive", "selective", "overfetched"]:
+    def way(self, selection: Selection, k: int = 10) -> Way:
         """Return how a selection is searched; see `serving.subsets`."""
         allowed = self._selected(selection)
-        return "whole" if allowed is None else self._way(allowed)
+        return "whole" if allowed is None else self._way(k, allowed)
 
-    def _way(self, allowed: Allowed) -> Literal["exhaustive", "selective", "overfetched"]:
-        if len(allowed.rows) <= _EXHAUSTIVE_ROWS:
+    def _way(self, k: int, allowed: Allowed) -> Way:
+        most = _FEW_FORBIDDEN if self.device == "cpu" else _GPU_MAX_K - k
+        if self.tunable is None and len(allowed.mask) - allowed.count <= most:
+            return "overfetched"  # a full scan, whose k + forbidden nearest hold the k allowed
+        if allowed.count <= _EXHAUSTIVE_ROWS or self.tunable is None or not self._selects:
             return "exhaustive"
-        forbidden = len(allowed.mask) - len(allowed.rows)
-        return "selective" if forbidden > _FEW_FORBIDDEN and self._selects else "overfetched"
+        return "selective" if allowed is self._alive else "adaptive"
 
     @cached_property
     def _selects(self) -> bool:
-        return self.device == "cpu" and can_select(self._host)
+        return can_select(self._host)
 
     def _neighbours(self, rows: Rows, scores: Vectors) -> Neighbours:
         kept = rows >= 0  # faiss pads with -1 where it found fewer than k

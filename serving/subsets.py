@@ -4,14 +4,17 @@ faiss takes the rows as an `IDSelector` inside search parameters, which then rep
 set on the index: each must be passed again. Three ways:
 
 - `exhaustive`: score every allowed row as it is stored in full, which finds all of them whatever the family;
-- `selective`: search as usual but keep allowed rows only, with nprobe or efSearch raised as the share falls,
-  since the k nearest allowed rows lie as deep as the k / share nearest;
-- `overfetched`: search as usual for more and drop the rest, for few forbidden rows and for families without
-  selectors.
+- `adaptive`: search as usual but keep allowed rows only, with nprobe or efSearch raised query by query as far
+  as allowed rows are rare near the query, and exhaustively where they are too rare there;
+- `overfetched`: search as usual for more and drop the rest, where few rows are forbidden.
+
+How rare is looked up, not guessed from the share of all rows: filters follow what the vectors say (a brand,
+a price), and around a query far from its filter the share may be 0 (`benchmarks/filters.py`).
 
 Shapes: B queries, N rows, D embedding, k neighbours.
 """
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import faiss
@@ -26,8 +29,9 @@ Mask = npt.NDArray[np.bool_]
 
 _faiss: Any = faiss  # whose type stubs lack what its Python wrappers add
 _CHUNK = 65_536
-_NPROBE_EXPONENT = 0.5
-_EFSEARCH_EXPONENT = 1.0
+_LOOK = 64  # nearest rows of any kind among which the allowed are counted
+_MOST_EFFORT = 32  # times the usual; beyond it scoring every allowed row is as fast
+_EXPONENT = 0.75  # a search at f times the depth needs about this power of f more effort for the same recall
 
 
 class Found(NamedTuple):
@@ -46,13 +50,22 @@ class Allowed:
 
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
-        self.rows: Rows = np.flatnonzero(mask)
-        self.bitmap = _faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+        self.count = int(np.count_nonzero(mask))
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The same as ascending row numbers."""
+        return np.flatnonzero(self.mask)
+
+    @cached_property
+    def bitmap(self) -> Any:
+        """The same as faiss takes it."""
+        return _faiss.IDSelectorBitmap(np.packbits(self.mask, bitorder="little"))
 
     @property
     def share(self) -> float:
         """Allowed rows out of all."""
-        return len(self.rows) / max(1, len(self.mask))
+        return self.count / max(1, len(self.mask))
 
 
 def can_select(index: Any) -> bool:
@@ -65,13 +78,32 @@ def can_select(index: Any) -> bool:
     return True
 
 
-def selective(index: Any, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
-    """Return the k nearest allowed rows, at least one of which there must be, as the index finds them.
+def adaptive(index: Any, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
+    """Return the k nearest allowed rows as the index finds them, at the effort that each query needs."""
+    if allowed.share * _MOST_EFFORT < 1:
+        return exhaustive(index, query_BD, k, allowed)
+    near_BL = index.search(query_BD, max(_LOOK, k))[1]
+    known = (near_BL >= 0) & allowed.mask[near_BL]
+    effort_B = 2.0 ** np.ceil(np.log2((near_BL.shape[1] + 1) / (known.sum(axis=1) + 0.5)))
+    found = Found(
+        np.empty((len(query_BD), k), dtype=np.float32), np.empty((len(query_BD), k), dtype=np.int64)
+    )
+    for effort in np.unique(effort_B):
+        part = np.flatnonzero(effort_B == effort)
+        if effort > _MOST_EFFORT:
+            found.scores[part], found.rows[part] = exhaustive(index, query_BD[part], k, allowed)
+        else:
+            found.scores[part], found.rows[part] = selective(index, query_BD[part], k, allowed, effort)
+    return found
+
+
+def selective(index: Any, query_BD: Vectors, k: int, allowed: Allowed, effort: float) -> Found:
+    """Return the k nearest allowed rows at `effort` times the usual depth.
 
     Raises:
         RuntimeError: If this family has no selectors; see `can_select`.
     """
-    return Found(*index.search(query_BD, k, params=_parameters(index, allowed, 1.0 / allowed.share)))
+    return Found(*index.search(query_BD, k, params=_parameters(index, allowed, effort)))
 
 
 def exhaustive(index: Any, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
@@ -135,19 +167,19 @@ def is_lossless(index: Any) -> bool:
     return isinstance(core, _faiss.IndexFlat | _faiss.IndexIVFFlat)
 
 
-def _parameters(index: Any, allowed: Allowed, raised: float) -> Any:
+def _parameters(index: Any, allowed: Allowed, effort: float) -> Any:
     """Return what is set on the index as search parameters, with the selector and more effort."""
     core = _faiss.downcast_index(index)
     if isinstance(core, _faiss.IndexPreTransform):
-        return _faiss.SearchParametersPreTransform(index_params=_parameters(core.index, allowed, raised))
+        return _faiss.SearchParametersPreTransform(index_params=_parameters(core.index, allowed, effort))
     if isinstance(core, _faiss.IndexRefine):
-        base = _parameters(core.base_index, allowed, raised)
+        base = _parameters(core.base_index, allowed, effort)
         return _faiss.IndexRefineSearchParameters(k_factor=core.k_factor, base_index_params=base)
     if isinstance(core, _faiss.IndexIVF):
-        nprobe = min(core.nlist, int(np.ceil(core.nprobe * raised**_NPROBE_EXPONENT)))
+        nprobe = min(core.nlist, int(np.ceil(core.nprobe * effort**_EXPONENT)))
         return _faiss.SearchParametersIVF(sel=allowed.bitmap, nprobe=nprobe, max_codes=core.max_codes)
     if isinstance(core, _faiss.IndexHNSW):
-        wanted = int(np.ceil(core.hnsw.efSearch * raised**_EFSEARCH_EXPONENT))
+        wanted = int(np.ceil(core.hnsw.efSearch * effort**_EXPONENT))
         return _faiss.SearchParametersHNSW(sel=allowed.bitmap, efSearch=min(max(1, core.ntotal), wanted))
     return _faiss.SearchParameters(sel=allowed.bitmap)
 
