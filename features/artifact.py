@@ -6,7 +6,8 @@ one rename. A reader therefore never meets a half-written artifact. What is in t
 manifest, such as a file added later or a link that leads out of it, makes the artifact refused.
 
 The **digest** of an artifact is the SHA-256 of its manifest without the fields that may differ between
-two identical computations (`created_at`, `seconds`), so equal inputs and seeds give equal digests.
+two identical computations (`created_at`, `seconds`, `measured`) and without files of timings, so equal inputs
+and seeds give equal digests.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -27,7 +28,7 @@ SIGNATURE = "manifest.sig"
 """A signature of the manifest, the one file beside it that the manifest does not list."""
 
 SCHEMA_VERSION = 1
-_VOLATILE = ("created_at", "seconds", "digest")
+_VOLATILE = ("created_at", "seconds", "measured", "digest")
 
 
 def sha256_of_file(path: Path) -> str:
@@ -177,14 +178,15 @@ def _files_below(path: Path) -> dict[str, int]:
 
 
 @contextmanager
-def publish(path: Path, kind: str, content: dict[str, Any]) -> Iterator[Path]:
+def publish(path: Path, kind: str, content: dict[str, Any], measured: Collection[str] = ()) -> Iterator[Path]:
     """Write an artifact: yields a staging directory, and publishes it by one rename on success.
 
     Args:
         path: The directory to create. One that is already there is replaced.
         kind: Recorded in the manifest and checked by `Artifact.read`.
         content: Recorded in the manifest; read when the block ends, so the block may still fill it.
-            The keys `created_at` and `seconds` do not enter the digest.
+            The keys `created_at`, `seconds` and `measured` do not enter the digest.
+        measured: Names of files that hold timings; their hashes are recorded but do not enter the digest.
 
     Yields:
         The staging directory to write into. On an exception it is removed and nothing is published.
@@ -198,6 +200,7 @@ def publish(path: Path, kind: str, content: dict[str, Any]) -> Iterator[Path]:
             file.relative_to(staging).as_posix(): {
                 "sha256": sha256_of_file(file),
                 "bytes": file.stat().st_size,
+                **({"measured": True} if file.relative_to(staging).as_posix() in measured else {}),
             }
             for file in sorted(staging.rglob("*"))
             if file.is_file()
@@ -219,7 +222,8 @@ def publish(path: Path, kind: str, content: dict[str, Any]) -> Iterator[Path]:
 def _digest(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest["content"].items() if key not in _VOLATILE}
     kept = {key: value for key, value in manifest.items() if key not in _VOLATILE}
-    return digest_of({**kept, "content": content})
+    files = {name: file for name, file in manifest["files"].items() if not file.get("measured")}
+    return digest_of({**kept, "content": content, "files": files})
 
 
 def _replace_directory(staging: Path, path: Path) -> None:

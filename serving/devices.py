@@ -42,6 +42,14 @@ def place(index: Any, device: str) -> tuple[Any, Literal["cpu", "gpu"], str]:
     return moved, "gpu", f"faiss {faiss.__version__} on GPU 0 of {gpus}"
 
 
+def stored_bytes(index: Any) -> int:
+    """Return the size of the file that a CPU index makes, without making it."""
+    sizes: list[int] = []
+    writer = faiss.PyCallbackIOWriter(lambda block: sizes.append(len(block)))  # type: ignore[attr-defined]
+    faiss.write_index(index, writer)
+    return sum(sizes)
+
+
 def reason(error: RuntimeError) -> str:
     """Return the last sentence of a faiss error, without the C++ signature before it."""
     text = " ".join(str(error).split())

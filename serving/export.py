@@ -15,15 +15,19 @@ from features.artifact import Artifact, publish, write_json
 from features.errors import ArtifactError, BundleError
 from features.text import NORMALISER, TEXT_TEMPLATE
 from serving import canary
-from serving.build import IndexConfig, build
+from serving.build import IndexConfig
 from serving.bundle import ID_LENGTH, KIND, TOWERS, load_towers, open_bundle
+from serving.choose import Choice, choose
+from serving.curve import JSON_NAME, PLOT_NAME
 from serving.devices import describe_faiss
 from serving.encode import Progress, encode_documents, encode_queries
-from serving.index import Index
 from serving.provenance import Sources, describe_versions
-from serving.tune import ann_recall, tune
+from serving.tune import ann_recall
 from serving.vectors import Vectors
 from towers.two_tower import TwoTower
+
+CURVE_FILES = frozenset({f"index/{JSON_NAME}", f"index/{PLOT_NAME}"})
+"""Timings, which are no part of a bundle's identity."""
 
 
 def export(
@@ -38,7 +42,7 @@ def export(
     """Encode the catalogue, build and tune the index, and publish both with the towers as one bundle.
 
     The bundle is opened once, canaries included, before it becomes visible. Exporting the same inputs again
-    gives the same id and leaves the published bundle in place.
+    gives the same id and leaves the published bundle in place, provided that the same index is chosen.
 
     Args:
         examples: `examples` artifact: the catalogue, and the held-out queries for tuning and measuring.
@@ -59,7 +63,8 @@ def export(
     if documents.empty:
         raise BundleError(f"{examples} has no documents; there is nothing to index")
     document_ND = encode_documents(towers, documents, progress=progress)
-    built = build(document_ND, index, towers.similarity)
+    choice = choose(document_ND, encode_queries(towers, sources.tuning), index, towers.similarity)
+    built = choice.index
     doc_ids = documents["doc_id"].tolist()
     content: dict[str, Any] = {
         **sources.facts(),
@@ -69,10 +74,12 @@ def export(
         "unit_length": towers.similarity == "cosine",
         "dimension": built.dimension,
         "documents": len(doc_ids),
-        "index": _tuned(built, towers, document_ND, sources, index),
+        "index": _described(choice, towers, document_ND, sources, index),
         "versions": describe_versions(),
         "faiss": describe_faiss(),
     }
+    if choice.curve is not None:
+        content["measured"] = {"index_curve": choice.curve.as_json()}
     canaries = canary.choose(sources.held_out, documents)
     content["canaries"] = canary.record(
         canaries, encode_queries(towers, canaries), document_ND, built, doc_ids
@@ -82,31 +89,33 @@ def export(
         shutil.copytree(checkpoint / TOWERS, directory, dirs_exist_ok=True)
         (directory / "index").mkdir()
         built.write(directory / "index" / "index.faiss")
+        if choice.curve is not None:
+            choice.curve.write(directory / "index")
         write_json(directory / "ids.json", doc_ids)
         shutil.copyfile(examples / "documents.parquet", directory / "documents.parquet")
 
     return _publish(bundles, content, write)
 
 
-def _tuned(
-    built: Index, towers: TwoTower, document_ND: Vectors, sources: Sources, config: IndexConfig
+def _described(
+    choice: Choice, towers: TwoTower, document_ND: Vectors, sources: Sources, config: IndexConfig
 ) -> dict[str, Any]:
-    """Tune on validation queries, measure on test queries, and say what was chosen and reached."""
-    tuning = tune(built, encode_queries(towers, sources.tuning), document_ND, config)
-    measured = ann_recall(built, encode_queries(towers, sources.measuring), document_ND, config.k)
+    """Say what was chosen on the tuning queries, and what it gives on others, the test queries."""
+    measured = ann_recall(choice.index, encode_queries(towers, sources.measuring), document_ND, config.k)
     return {
-        "factory": config.named_factory,
+        "factory": choice.factory,
         "metric": "inner_product",
-        "search": tuning.parameters,
-        "built_on": built.note,
+        "search": choice.parameters,
+        "built_on": choice.index.note,
+        "note": choice.note,
+        "bytes": choice.index.stored_bytes,
         "ann_recall": {
-            "k": min(config.k, built.size),
+            "k": min(config.k, choice.index.size),
             "value": measured,
             "queries": len(sources.measuring),
             "split": sources.measuring_split,
             "target": config.target_recall,
-            "target_met_when_tuned": tuning.met,
-            "curve": tuning.curve,
+            "target_met_when_tuned": choice.met,
         },
     }
 
@@ -115,7 +124,7 @@ def _publish(bundles: Path, content: dict[str, Any], write: Callable[[Path], Non
     """Write under a hidden name, open it once, and rename it to its id."""
     hidden = bundles / f".export-{uuid.uuid4().hex}"
     try:
-        with publish(hidden, KIND, content) as staging:
+        with publish(hidden, KIND, content, CURVE_FILES) as staging:
             write(staging)
         artifact, *_ = open_bundle(hidden, "cpu")
         final = bundles / artifact.digest[:ID_LENGTH]

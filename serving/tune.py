@@ -1,4 +1,4 @@
-"""ANN recall against exact search, and the cheapest search parameter that reaches a target.
+"""ANN recall against exact search, time per query, and the settings of one index that reach a target.
 
 **ANN recall@k** is the share of the exact k nearest documents that the index returns. A returned document
 whose exact score equals the k-th exact score counts as one of them, since duplicates of a listing are
@@ -7,34 +7,119 @@ interchangeable there. FAISS searches one inverted list by default, so an index 
 Shapes: B queries, N documents, D embedding, k neighbours.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
 
 import faiss
 import numpy as np
 
-from serving.build import IndexConfig
-from serving.index import Index, Neighbours
+from serving.index import Index, Neighbours, SearchParameter
 from serving.vectors import Vectors, check_vectors
 
+Parameters = dict[SearchParameter, int]
+
 _TIE = 1e-5  # of the lengths' product; the same sum in another order differs by about this much in float32
+_BATCH = 32  # what micro-batching hands over at a time
+_SINGLES = 100
+_SECONDS = 0.2  # a timing stops here, once it has a few samples
+_FEWEST = 5
+_FACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of k, re-scored by exact vectors
+_SLOWER = 1.25  # a setting this many times slower than the best so far is not followed further
+_GAIN = 5e-4  # two doublings that each gain less have reached what the codes can tell apart
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """What the index was set to and what that gives.
+class Reading:
+    """What an index gave at one setting.
 
     Attributes:
-        parameters: Every search parameter that is set, fixed or tuned; a bundle restores them on load.
-        ann_recall: ANN recall@k at these parameters on the tuning queries.
-        met: Whether the target was reached; None where none was asked for.
-        curve: The settings tried, ascending, each with its ANN recall@k.
+        parameters: The search parameters.
+        ann_recall: ANN recall@k.
+        batch_us: Microseconds a query in batches of 32, on one thread: the median over batches.
+        p50_us: Microseconds of a query alone, on one thread: the median.
     """
 
-    parameters: dict[str, int]
+    parameters: Parameters
     ann_recall: float
-    met: bool | None
-    curve: list[dict[str, int | float]] = field(default_factory=list)
+    batch_us: float
+    p50_us: float
+
+
+class Yardstick:
+    """Queries with their exact neighbours, to measure any index of the same documents by.
+
+    Args:
+        query_BD: At least one query.
+        document_ND: The documents, in the row order of every index measured.
+        k: Depth; clipped to N.
+
+    Raises:
+        ValueError: If there are no queries.
+    """
+
+    def __init__(self, query_BD: Vectors, document_ND: Vectors, k: int) -> None:
+        if len(query_BD) == 0:
+            raise ValueError("ANN recall needs at least one query")
+        self.query_BD, self.document_ND, self.k = query_BD, document_ND, k
+        self._exact = exact_search(query_BD, document_ND, k)
+        lengths_B = np.linalg.norm(query_BD, axis=1)
+        self._lowest = [
+            found.scores[-1] - _TIE * float(length * np.linalg.norm(document_ND[found.rows[-1]]))
+            for found, length in zip(self._exact, lengths_B, strict=True)
+        ]
+
+    def recall(self, index: Index) -> float:
+        """Return the mean ANN recall@k at the index's present parameters."""
+        shares = []
+        for query_D, wanted, lowest, got in zip(
+            self.query_BD, self._exact, self._lowest, index.search(self.query_BD, self.k), strict=True
+        ):
+            true_scores = self.document_ND[got.rows] @ query_D  # the index's own scores may be quantised
+            shares.append(min(len(wanted.rows), int((true_scores >= lowest).sum())) / len(wanted.rows))
+        return float(np.mean(shares))
+
+    def read(self, index: Index, parameters: Parameters) -> Reading:
+        """Set the parameters and measure."""
+        index.set_parameters(parameters)
+        recall = self.recall(index)
+        return Reading(dict(parameters), recall, median(self.batches(index)), self._alone(index))
+
+    def batches(self, index: Index) -> list[float]:
+        """Return microseconds a query for batch after batch, on one thread."""
+        repeated = np.resize(np.arange(len(self.query_BD)), max(len(self.query_BD), _BATCH * _FEWEST))
+        starts = range(0, len(repeated) - _BATCH + 1, _BATCH)
+        batches = (self.query_BD[repeated[start : start + _BATCH]] for start in starts)
+        return [1e6 * seconds / _BATCH for seconds in _timed(index, self.k, batches)]
+
+    def _alone(self, index: Index) -> float:
+        rows = np.resize(np.arange(len(self.query_BD)), _SINGLES)
+        return 1e6 * median(_timed(index, self.k, (self.query_BD[row : row + 1] for row in rows)))
+
+
+def _timed(index: Index, k: int, batches: Iterator[Vectors]) -> list[float]:
+    seconds: list[float] = []
+    with one_thread():
+        for batch_BD in batches:
+            start = time.perf_counter()
+            index.search(batch_BD, k)
+            seconds.append(time.perf_counter() - start)
+            if len(seconds) >= _FEWEST and sum(seconds) > _SECONDS:
+                break
+    return seconds
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let faiss use one thread, as a serving process under load has for each search."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def exact_search(query_BD: Vectors, document_ND: Vectors, k: int) -> list[Neighbours]:
@@ -51,70 +136,85 @@ def exact_search(query_BD: Vectors, document_ND: Vectors, k: int) -> list[Neighb
     return found
 
 
-def ann_recall(
-    index: Index, query_BD: Vectors, document_ND: Vectors, k: int, exact: list[Neighbours] | None = None
-) -> float:
+def ann_recall(index: Index, query_BD: Vectors, document_ND: Vectors, k: int) -> float:
     """Return the mean ANN recall@k of the index over the queries, at its present parameters.
-
-    Args:
-        index: Holds the documents in row order.
-        query_BD: At least one query.
-        document_ND: The vectors that the index was built from.
-        k: Depth; clipped to N.
-        exact: The result of `exact_search` for the same queries and k, to save doing it again.
 
     Raises:
         ValueError: If there are no queries.
     """
-    if len(query_BD) == 0:
-        raise ValueError("ANN recall needs at least one query")
-    truth = exact_search(query_BD, document_ND, k) if exact is None else exact
-    shares = []
-    for query_D, wanted, got in zip(query_BD, truth, index.search(query_BD, k), strict=True):
-        lengths = np.linalg.norm(query_D) * np.linalg.norm(document_ND[wanted.rows[-1]])
-        threshold = wanted.scores[-1] - _TIE * float(lengths)
-        true_scores = document_ND[got.rows] @ query_D  # the index's own scores may be quantised
-        shares.append(min(len(wanted.rows), int((true_scores >= threshold).sum())) / len(wanted.rows))
-    return float(np.mean(shares))
+    return Yardstick(query_BD, document_ND, k).recall(index)
 
 
-def tune(index: Index, query_BD: Vectors, document_ND: Vectors, config: IndexConfig) -> Tuning:
-    """Set the smallest nprobe or efSearch with `config.target_recall`, or the largest if none has it.
+def tune(
+    index: Index, yardstick: Yardstick, target: float, fixed: Parameters, limit_us: float = float("inf")
+) -> list[Reading]:
+    """Measure the settings that lead to the cheapest one with the target; the index is left at the last.
 
-    Doubles the parameter until the target is met, then bisects. The index is left at the chosen setting.
+    The one parameter of a family is doubled until the target is met, then bisected to the smallest that has
+    it. Where candidates are re-scored by exact vectors, that is done for each `k_factor_rf`, upwards for as
+    long as it pays: a longer list to re-score allows fewer lists to scan.
+
+    Args:
+        index: At any setting.
+        yardstick: What to measure by.
+        target: ANN recall@k to reach.
+        fixed: Parameters that are not tuned.
+        limit_us: Microseconds a query, in batches, beyond which a setting is of no interest.
     """
-    fixed = {str(parameter): value for parameter, value in config.search.items()}
-    name, target = index.tunable, config.target_recall
-    exact = exact_search(query_BD, document_ND, config.k)
-    if target is None or name is None or name in config.search:
-        recall = ann_recall(index, query_BD, document_ND, config.k, exact)
-        return Tuning(fixed, recall, None if target is None else recall >= target)
-    tried: dict[int, float] = {}
-
-    def recall_at(setting: int) -> float:
-        if setting not in tried:
-            index.set_parameters({name: setting})
-            tried[setting] = ann_recall(index, query_BD, document_ND, config.k, exact)
-        return tried[setting]
-
-    chosen = _smallest(recall_at, index.largest_setting, target)
-    recall = recall_at(chosen)
-    index.set_parameters({name: chosen})
-    curve = [{str(name): setting, "ann_recall": tried[setting]} for setting in sorted(tried)]
-    return Tuning({**fixed, name: chosen}, recall, recall >= target, curve)
+    refined = "k_factor_rf" not in fixed and _refines(index)
+    name = None if index.tunable in fixed else index.tunable
+    readings: list[Reading] = []
+    best, largest = limit_us, index.largest_setting if name else 1
+    for factor in _FACTORS if refined else (0,):
+        held: Parameters = {**fixed, "k_factor_rf": factor} if refined else dict(fixed)
+        search = _Doubling(index, yardstick, held, name)
+        chosen = search.smallest(largest, target, _SLOWER * best)
+        readings += search.tried.values()
+        if chosen is None:
+            continue
+        if chosen.batch_us > _SLOWER * best:
+            break
+        best = min(best, chosen.batch_us)
+        largest = chosen.parameters[name] if name else 1
+    return readings
 
 
-def _smallest(recall_at: Callable[[int], float], largest: int, target: float) -> int:
-    above = 1
-    while above < largest and recall_at(above) < target:
-        above = min(2 * above, largest)
-    below = above // 2  # the last doubling that failed, or 0
-    if recall_at(above) < target:
-        return largest
-    while above - below > 1:
-        middle = (above + below) // 2
-        if recall_at(middle) >= target:
-            above = middle
-        else:
-            below = middle
-    return above
+class _Doubling:
+    """Readings of one index over its one parameter, the rest held."""
+
+    def __init__(
+        self, index: Index, yardstick: Yardstick, held: Parameters, name: SearchParameter | None
+    ) -> None:
+        self._index, self._yardstick, self._held, self._name = index, yardstick, held, name
+        self.tried: dict[int, Reading] = {}
+
+    def at(self, setting: int) -> Reading:
+        if setting not in self.tried:
+            varied: Parameters = {} if self._name is None else {self._name: setting}
+            self.tried[setting] = self._yardstick.read(self._index, {**self._held, **varied})
+        return self.tried[setting]
+
+    def smallest(self, largest: int, target: float, limit_us: float) -> Reading | None:
+        """Return the smallest setting with the target; None if it is out of reach or beyond the limit."""
+        below, above = 0, min(largest, self._yardstick.k if self._name == "efSearch" else 1)
+        gains = [1.0, 1.0]
+        while self.at(above).ann_recall < target:
+            if above == largest or self.at(above).batch_us > limit_us or max(gains[-2:]) < _GAIN:
+                return None
+            below, above = above, min(2 * above, largest)
+            gains.append(self.at(above).ann_recall - self.at(below).ann_recall)
+        while above - below > 1:
+            middle = (above + below) // 2
+            if self.at(middle).ann_recall >= target:
+                above = middle
+            else:
+                below = middle
+        return self.at(above)
+
+
+def _refines(index: Index) -> bool:
+    try:
+        index.set_parameters({"k_factor_rf": 1})
+    except ValueError:
+        return False
+    return True

@@ -62,7 +62,6 @@ def test_the_manifest_says_what_a_reader_must_know(bundle: Bundle, make):
         "split": "test",
         "target": None,
         "target_met_when_tuned": None,
-        "curve": [],
     }
     assert content["examples"]["digest"]
     assert content["checkpoint"]["digest"]

@@ -2,13 +2,18 @@ import numpy as np
 import pytest
 
 from serving.build import IndexConfig, build
-from serving.tune import ann_recall, exact_search, tune
+from serving.tune import Yardstick, ann_recall, exact_search, tune
 
 D = 16
 RNG = np.random.default_rng(3)
 DOCUMENTS = RNG.normal(size=(1_500, D)).astype(np.float32)
 QUERIES = RNG.normal(size=(60, D)).astype(np.float32)
 IVF = IndexConfig(factory="IVF32,Flat", k=10)
+YARDSTICK = Yardstick(QUERIES, DOCUMENTS, 10)
+
+
+def index_of(factory):
+    return build(DOCUMENTS, IndexConfig(factory=factory), "dot")
 
 
 def test_ann_recall_is_the_overlap_with_exact_search():
@@ -41,38 +46,58 @@ def test_duplicates_at_the_boundary_are_interchangeable():
 
 
 def test_tuning_finds_the_smallest_nprobe_that_meets_the_target():
-    index = build(DOCUMENTS, IVF, "dot")
-    config = IVF.model_copy(update={"target_recall": 0.9})
-    tuning = tune(index, QUERIES, DOCUMENTS, config)
-    chosen = tuning.parameters["nprobe"]
-    assert tuning.met is True
-    assert ann_recall(index, QUERIES, DOCUMENTS, 10) == tuning.ann_recall >= 0.9
-    index.set_parameters({"nprobe": chosen - 1})
+    index = index_of("IVF32,Flat")
+    met = [reading for reading in tune(index, YARDSTICK, 0.9, {}) if reading.ann_recall >= 0.9]
+    smallest = min(met, key=lambda reading: reading.parameters["nprobe"])
+    index.set_parameters(smallest.parameters)
+    assert ann_recall(index, QUERIES, DOCUMENTS, 10) == smallest.ann_recall
+    index.set_parameters({"nprobe": smallest.parameters["nprobe"] - 1})
     assert ann_recall(index, QUERIES, DOCUMENTS, 10) < 0.9
 
 
-def test_tuning_works_on_graphs():
-    config = IndexConfig(factory="HNSW8", k=10, target_recall=0.95)
-    tuning = tune(build(DOCUMENTS, config, "dot"), QUERIES, DOCUMENTS, config)
-    assert tuning.met is True
-    assert tuning.parameters["efSearch"] > 1
+def test_a_graph_is_not_asked_for_less_than_k():
+    readings = tune(index_of("HNSW8"), YARDSTICK, 0.95, {})
+    assert max(reading.ann_recall for reading in readings) >= 0.95
+    assert min(reading.parameters["efSearch"] for reading in readings) == 10
 
 
-def test_a_target_that_nothing_meets_is_said_and_the_best_setting_stays():
-    config = IndexConfig(factory="IVF8,PQ2x4", k=10, target_recall=0.99)
-    index = build(DOCUMENTS, config, "dot")
-    tuning = tune(index, QUERIES, DOCUMENTS, config)
-    assert tuning.met is False
-    assert tuning.ann_recall < 0.99
-    assert tuning.parameters == {"nprobe": 8}
+def test_a_longer_list_to_score_again_needs_fewer_lists_to_scan():
+    readings = tune(index_of("IVF32,PQ8x4fs,RFlat"), YARDSTICK, 0.9, {})
+    smallest: dict[int, int] = {}
+    for reading in readings:
+        if reading.ann_recall >= 0.9:
+            factor, nprobe = reading.parameters["k_factor_rf"], reading.parameters["nprobe"]
+            smallest[factor] = min(nprobe, smallest.get(factor, nprobe))
+    assert len(smallest) > 1
+    assert sorted(smallest.values(), reverse=True) == [smallest[factor] for factor in sorted(smallest)]
+    assert smallest[max(smallest)] < smallest[min(smallest)]
 
 
-def test_a_fixed_parameter_is_measured_and_not_tuned():
-    config = IVF.model_copy(update={"target_recall": 0.9, "search": {"nprobe": 2}})
-    tuning = tune(build(DOCUMENTS, config, "dot"), QUERIES, DOCUMENTS, config)
-    assert tuning.parameters == {"nprobe": 2}
-    assert tuning.met is False
-    assert tuning.curve == []
+def test_codes_that_cannot_reach_the_target_are_not_searched_to_the_last_list():
+    readings = tune(index_of("IVF128,PQ2x4"), YARDSTICK, 0.99, {})
+    assert all(reading.ann_recall < 0.99 for reading in readings)
+    assert max(reading.parameters["nprobe"] for reading in readings) < 128
+
+
+def test_a_setting_slower_than_the_limit_is_not_followed():
+    readings = tune(index_of("IVF32,Flat"), YARDSTICK, 1.0, {}, limit_us=1e-3)
+    assert [reading.parameters for reading in readings] == [{"nprobe": 1}]
+
+
+def test_fixed_parameters_are_measured_and_not_tuned():
+    (reading,) = tune(index_of("IVF32,Flat"), YARDSTICK, 0.9, {"nprobe": 2})
+    assert reading.parameters == {"nprobe": 2}
+    factors = {
+        reading.parameters["k_factor_rf"]
+        for reading in tune(index_of("IVF32,PQ8x4fs,RFlat"), YARDSTICK, 0.9, {"k_factor_rf": 8})
+    }
+    assert factors == {8}
+
+
+def test_a_reading_holds_times_of_a_query():
+    reading = YARDSTICK.read(index_of("Flat"), {})
+    assert 0 < reading.batch_us < 1e5
+    assert 0 < reading.p50_us < 1e5
 
 
 def test_measuring_without_queries_is_an_error_and_no_number():
