@@ -9,13 +9,15 @@ the encoding is shared out. A rank then
 3. computes the objective of the whole batch and its gradient at the vectors, of which it keeps its own rows';
 4. pushes those through its encoder, and `Ranks.sum_gradients` adds up what the ranks have, in one all-reduce.
 
-What enters the objective other than through vectors, the temperature, counts on the first rank only.
+What enters the objective other than through vectors, the temperature, counts on the first rank only. What
+is encoded without a gradient, the corpus to mine in and the queue's documents, `encode_together` shares out.
 
 Shapes: V distinct rows of the batch, D embedding; P numbers of all parameters.
 """
 
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,8 +28,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from features.errors import ConfigError
+from towers.batch import Features
 
 _Anything = TypeVar("_Anything")
+
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,31 @@ class Ranks:
         for parameter, end, ranks in zip(trained, ends, counts, strict=True):
             total = flat_P[end - parameter.numel() : end].view_as(parameter)
             parameter.grad = total.clone() if ranks else None
+
+
+@torch.no_grad()
+def encode_together(
+    encode: Callable[[Features], Tensor],
+    features: Features,
+    rows: Tensor,
+    *,
+    width: int,
+    device: torch.device,
+) -> Tensor:
+    """Encode rows without a graph, each rank a part of them; every rank gets all, (V, D) on the device.
+
+    Args:
+        encode: In evaluation mode; the same on all ranks.
+        features: Prepared inputs, on the CPU.
+        rows: (V,) which of them; the same on all ranks.
+        width: D.
+        device: Where to encode.
+    """
+    ranks = Ranks.of_group()
+    chunks = torch.split(rows, max(1, min(_ROWS_AT_ONCE, math.ceil(len(rows) / ranks.size))))
+    parts = [encode(features.take(chunk).to(device)) for chunk in ranks.share(chunks)]
+    lengths = [sum(map(len, ranks.share(chunks, rank))) for rank in range(ranks.size)]
+    return ranks.gather(torch.cat([torch.empty(0, width, device=device), *parts]), lengths)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from features.errors import ConfigError, TrainingError
 from towers.batch import Features
 from towers.checkpoint import weights_of
 from towers.data import Ints, TrainingData
+from towers.distributed import encode_together
 from towers.negatives import excluded_own
 from towers.sources import MinedSource
 from towers.step import Inputs
@@ -251,17 +252,16 @@ def _first_allowed(row_EK: Ints, refused_EK: NDArray[np.bool_], skip: int, count
     return found
 
 
-@torch.no_grad()
-def encode_all(model: nn.Module, encode: Any, features: Features) -> Vectors:
+def encode_all(model: TwoTower, encode: Any, features: Features) -> Vectors:
     """Encode prepared rows in evaluation mode, (N, dimension) on the CPU; the model's mode is put back."""
     device = next(model.parameters()).device
     training, every = model.training, torch.arange(len(features))
     model.eval()
     try:
-        parts = [encode(features.take(rows).to(device)).cpu() for rows in torch.split(every, _ROWS_AT_ONCE)]
+        vectors = encode_together(encode, features, every, width=model.dimension, device=device)
     finally:
         model.train(training)
-    return np.ascontiguousarray(torch.cat(parts).numpy(), dtype=np.float32)
+    return np.ascontiguousarray(vectors.cpu().numpy(), dtype=np.float32)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from towers.batch import Features
 from towers.data import Ints
+from towers.distributed import encode_together
 from towers.sources import QueueSource
 from towers.two_tower import TwoTower
-
-_ROWS_AT_ONCE = 4096
 
 
 class DocumentQueue:
@@ -62,12 +61,10 @@ class DocumentQueue:
         rows = rows[-self.config.size :]
         distinct, place = torch.unique(torch.from_numpy(rows), return_inverse=True)
         device = self._vectors.device
-        parts = [
-            self._momentum.encode_documents(documents.take(part).to(device))
-            for part in torch.split(distinct, _ROWS_AT_ONCE)
-        ]
+        encode, width = self._momentum.encode_documents, self._vectors.shape[1]
+        vectors = encode_together(encode, documents, distinct, width=width, device=device)
         at = (self._next + torch.arange(len(rows))) % self.config.size
-        self._vectors[at.to(device)] = torch.cat(parts)[place.to(device)]
+        self._vectors[at.to(device)] = vectors[place.to(device)]
         self._documents[at] = torch.from_numpy(rows)
         self._next = (self._next + len(rows)) % self.config.size
         self._filled = min(self._filled + len(rows), self.config.size)
