@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import BundleError
-from serving.devices import place, reason
+from serving.devices import place, reason, stored_bytes
 from serving.faiss_file import read_faiss
 from serving.filters import Mask, Selection
 from serving.subsets import (
@@ -147,7 +147,7 @@ class Index:
             return []
         allowed = self._alive if selection is None else self._selected(selection)
         if allowed is None:
-            found = self._whole(checked_BD, min(k, self.size))
+            found = self.whole(checked_BD, min(k, self.size))
         elif allowed.count:
             found = self._among(checked_BD, min(k, allowed.count), allowed)
         else:
@@ -202,7 +202,8 @@ class Index:
         mask[self._row_of_place[selection.mask]] = True
         return Allowed(mask)
 
-    def _whole(self, query_BD: Vectors, k: int) -> Found:
+    def whole(self, query_BD: Vectors, k: int) -> Found:
+        """Return what faiss alone gives for checked queries: its own rows, tombstones among them."""
         if self.device == "cpu" or k > _GPU_MAX_K:
             return Found(*self._host.search(query_BD, k))
         with self._lock:
@@ -212,7 +213,7 @@ class Index:
         way = self._way(k, allowed)
         if way == "overfetched":
             depth = k + len(allowed.mask) - allowed.count
-            return overfetched(self._whole(query_BD, depth), k, allowed)
+            return overfetched(self.whole(query_BD, depth), k, allowed)
         if way == "exhaustive":
             return exhaustive(self._host, query_BD, k, allowed)
         if way == "selective":
@@ -245,6 +246,11 @@ class Index:
         places, scores = self._place_of_row[rows[kept]], scores[kept]
         order = np.lexsort((places, -scores))
         return Neighbours(places[order], scores[order])
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the file that `write` makes, which is also about what the index takes in memory."""
+        return stored_bytes(self._host)
 
     def write(self, path: Path) -> None:
         """Write the index as a CPU index, wherever it was built."""
