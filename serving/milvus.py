@@ -1,0 +1,394 @@
+"""The documents' vectors in Milvus, for corpora past one machine: what `serving.index` does, over a service.
+
+A bundle owns one collection, which is written once and never changed. Its name is in the bundle, so that a
+bundle is searched with its own vectors only; canaries and the number of rows are checked as for FAISS.
+Filters run in Milvus, on the fields stored beside each vector, and every answer is held against the
+catalogue: a row that the selection forbids is an error, never a hit.
+
+pymilvus is imported where it is needed, since it is an extra (`milvus`).
+
+Shapes: B queries, N documents, D embedding, k neighbours.
+"""
+
+import contextlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import Field
+
+from features.artifact import write_json
+from features.config import Config
+from features.errors import BundleError, ConfigError, TwotowerError
+from serving.filters import Selection
+from serving.index import Neighbours, SearchParameter
+from serving.vectors import Vectors, check_vectors
+
+FILE = "milvus.json"
+URI_VARIABLE = "TWOTOWER_MILVUS_URI"
+TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
+MAX_K = 16_384
+"""Most neighbours that Milvus returns."""
+
+_LISTED_ROWS = 5_000
+_BATCH_BYTES = 8_000_000
+_OPERATORS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+
+
+class MilvusConfig(Config):
+    """Where the vectors are kept, and how they are indexed there."""
+
+    uri: str = Field(
+        min_length=1,
+        description=f"http://host:19530 of a server, or a file (*.db) of Milvus Lite; {URI_VARIABLE} goes "
+        f"before it when a bundle is opened, and {TOKEN_VARIABLE} holds the token where one is needed",
+    )
+    index_type: Literal["FLAT", "IVF_FLAT", "HNSW", "AUTOINDEX"] = Field(
+        "FLAT", description="FLAT is exact; the others trade recall for time"
+    )
+    build: dict[str, int] = Field(
+        default_factory=dict, description="parameters of the index, such as nlist: 1024 or M: 32"
+    )
+    search: dict[str, int] = Field(
+        default_factory=dict, description="parameters of a search, such as nprobe: 16 or ef: 128"
+    )
+    timeout_seconds: float = Field(10.0, gt=0, le=3_600, description="longest wait for one search")
+
+
+class IndexUnavailableError(TwotowerError):
+    """The service that holds the vectors does not answer."""
+
+
+@dataclass(frozen=True)
+class _Collection:
+    """What a bundle records of its collection, and reads back; `moments` are its fields of timestamps."""
+
+    uri: str
+    collection: str
+    rows: int
+    dimension: int
+    moments: list[str]
+    index_type: str
+    search: dict[str, int]
+    timeout_seconds: float
+
+
+class MilvusIndex:
+    """A collection that answers like `serving.index.Index`.
+
+    Args:
+        client: A `pymilvus.MilvusClient`.
+        stored: Which collection, and how it is searched.
+    """
+
+    device: Literal["cpu"] = "cpu"
+
+    def __init__(self, client: Any, stored: _Collection) -> None:
+        self._client = client
+        self._stored = stored
+        self.note = f"Milvus collection {stored.collection} ({stored.index_type})"
+
+    @classmethod
+    def create(cls, document_ND: Vectors, documents: pd.DataFrame, config: MilvusConfig) -> Self:
+        """Write vectors and catalogue fields into a new collection and index it.
+
+        Args:
+            document_ND: Finite float32, in the catalogue's order.
+            documents: The catalogue, with unique `doc_id`.
+            config: Where, and which index.
+
+        Raises:
+            ConfigError: If pymilvus is not installed, or Milvus cannot be reached or refuses the index.
+            ValueError: If `check_vectors` refuses the vectors.
+        """
+        checked_ND = check_vectors(document_ND, document_ND.shape[1])
+        stored = _Collection(
+            uri=config.uri,
+            collection=f"twotower_{uuid.uuid4().hex}",
+            rows=len(documents),
+            dimension=checked_ND.shape[1],
+            moments=[str(name) for name in documents.select_dtypes(["datetimetz", "datetime"])],
+            index_type=config.index_type,
+            search=dict(config.search),
+            timeout_seconds=config.timeout_seconds,
+        )
+        client = _connect(config.uri)
+        with _refusing(f"index.milvus: {config.uri}"):
+            try:
+                _create(client, stored, config)
+                for batch in _batches(checked_ND, documents):
+                    client.insert(stored.collection, batch)
+                client.flush(stored.collection)
+                client.load_collection(stored.collection)
+            except BaseException:
+                client.drop_collection(stored.collection)
+                raise
+        return cls(client, stored)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the collection that a bundle's file names.
+
+        Raises:
+            BundleError: If the file is damaged, or the collection is gone or has another number of rows.
+            ConfigError: If pymilvus is not installed, or Milvus cannot be reached.
+        """
+        try:
+            stored = _Collection(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise BundleError(f"{path} does not name a collection: {error}") from None
+        uri = os.environ.get(URI_VARIABLE, stored.uri)
+        client = _connect(uri)
+        with _refusing(uri):
+            if not client.has_collection(stored.collection):
+                raise BundleError(f"Milvus at {uri} has no collection {stored.collection}; export again")
+            client.load_collection(stored.collection)
+            rows = int(client.get_collection_stats(stored.collection)["row_count"])
+        if rows != stored.rows:
+            raise BundleError(f"collection {stored.collection} has {rows} rows; the bundle has {stored.rows}")
+        return cls(client, stored)
+
+    @property
+    def dimension(self) -> int:
+        """D: length of a vector."""
+        return self._stored.dimension
+
+    @property
+    def size(self) -> int:
+        """N: number of documents."""
+        return self._stored.rows
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether `vectors` are the very vectors that were added: Milvus keeps them beside any index."""
+        return True
+
+    def set_parameters(self, parameters: dict[SearchParameter, int]) -> None:
+        """Accept no FAISS parameter; a collection is searched as `MilvusConfig.search` says.
+
+        Raises:
+            ValueError: If there is any.
+        """
+        if parameters:
+            raise ValueError(f"this index has no search parameter {next(iter(parameters))!r}")
+
+    def search(self, query_BD: Vectors, k: int, selection: Selection | None = None) -> list[Neighbours]:
+        """Return the k nearest documents of each query, as `serving.index.Index.search` does.
+
+        Raises:
+            ValueError: If `check_vectors` refuses the queries, k is not from 1 to `MAX_K`, or the selection
+                is of another catalogue.
+            IndexUnavailableError: If Milvus does not answer in time.
+            BundleError: If Milvus returns a row that the selection forbids.
+        """
+        checked_BD = check_vectors(query_BD, self.dimension)
+        k = min(k, self.size)
+        if not 1 <= k <= MAX_K:
+            raise ValueError(f"k = {k}; it must be from 1 to {MAX_K}")
+        if selection is not None and len(selection.mask) != self.size:
+            raise ValueError(f"a selection of {len(selection.mask)} documents; the index has {self.size}")
+        if len(checked_BD) == 0:
+            return []
+        if selection is not None and selection.count == 0:
+            nothing = Neighbours(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+            return [nothing for _ in checked_BD]
+        expression = "" if selection is None else _expression(selection, self._stored.moments)
+        found = self._ask(checked_BD, k, expression)
+        return [_neighbours(hits, selection) for hits in found]
+
+    def vectors(self, rows: npt.NDArray[np.int64]) -> Vectors:
+        """Return (n, D) vectors of catalogue rows.
+
+        Raises:
+            IndexUnavailableError: If Milvus does not answer in time.
+        """
+        wanted = [int(row) for row in rows]
+        with self._answering():
+            found = self._client.get(
+                self._stored.collection,
+                ids=wanted,
+                output_fields=["vector"],
+                timeout=self._stored.timeout_seconds,
+            )
+        by_row = {int(entry["row"]): entry["vector"] for entry in found}
+        return np.array([by_row[row] for row in wanted], dtype=np.float32).reshape(-1, self.dimension)
+
+    def write(self, path: Path) -> None:
+        """Write the name of the collection, which is all that a bundle holds of it."""
+        write_json(path, asdict(self._stored))
+
+    def drop(self) -> None:
+        """Delete the collection; the bundle that names it cannot be opened any more.
+
+        Raises:
+            IndexUnavailableError: If Milvus does not answer.
+        """
+        with self._answering():
+            self._client.drop_collection(self._stored.collection)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    def _ask(self, query_BD: Vectors, k: int, expression: str) -> list[list[dict[str, Any]]]:
+        with self._answering():
+            found: list[list[dict[str, Any]]] = self._client.search(
+                self._stored.collection,
+                data=list(query_BD),
+                limit=k,
+                filter=expression,
+                output_fields=["row"],
+                search_params={"metric_type": "IP", "params": self._stored.search},
+                timeout=self._stored.timeout_seconds,
+            )
+        return found
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            yield
+        except MilvusException as error:
+            raise IndexUnavailableError(
+                f"Milvus does not answer for {self._stored.collection}: {_reason(error)}"
+            ) from error
+
+
+def _connect(uri: str) -> Any:
+    try:
+        from pymilvus import MilvusClient
+    except ImportError:
+        raise ConfigError("index.milvus needs pymilvus; install the extra `milvus`") from None
+    with _refusing(uri):
+        return MilvusClient(uri, token=os.environ.get(TOKEN_VARIABLE, ""), timeout=10)
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn what pymilvus makes of a wrong address or parameter into one line."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except MilvusException as error:
+        raise ConfigError(f"{what}: {_reason(error)}; check the address and index.milvus") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "message", "") or error).split())[:200]
+
+
+def _create(client: Any, stored: _Collection, config: MilvusConfig) -> None:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("row", DataType.INT64, is_primary=True)
+    schema.add_field("doc_id", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("fields", DataType.JSON)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=stored.dimension)
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type=config.index_type, metric_type="IP", params=dict(config.build))
+    client.create_collection(stored.collection, schema=schema, index_params=index, consistency_level="Strong")
+
+
+def _batches(document_ND: Vectors, documents: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows for Milvus in requests of bounded size; texts stay in the catalogue."""
+    names = [name for name in documents.columns if name not in ("doc_id", "title", "text")]
+    rows = max(1, _BATCH_BYTES // (document_ND.shape[1] * 8 + 1_000))
+    for start in range(0, len(documents), rows):
+        part = documents.iloc[start : start + rows]
+        fields = part[names].to_dict("records")
+        yield [
+            {"row": start + place, "doc_id": doc_id, "fields": _stored(values), "vector": vector}
+            for place, (doc_id, values, vector) in enumerate(
+                zip(part["doc_id"], fields, document_ND[start : start + rows], strict=True)
+            )
+        ]
+
+
+def _stored(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a document's fields as JSON, without those it does not have."""
+    kept = {str(name): _json(value) for name, value in values.items()}
+    return {name: value for name, value in kept.items() if value is not None}
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_json(entry) for entry in value if entry is not None]
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, datetime):
+        return _microseconds(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _expression(selection: Selection, moments: list[str]) -> str:
+    """Say a selection in Milvus's language: by rows where they are few, else by the filters themselves."""
+    size = len(selection.mask)
+    if selection.count == size:
+        return ""
+    if selection.count <= _LISTED_ROWS:
+        return f"row in {np.flatnonzero(selection.mask).tolist()}"
+    if size - selection.count <= _LISTED_ROWS:
+        return f"row not in {np.flatnonzero(~selection.mask).tolist()}"
+    parts = [_condition(name, wanted, name in moments) for name, wanted in selection.filters.items()]
+    if selection.excluded:
+        parts.append(f"doc_id not in {json.dumps(list(selection.excluded), ensure_ascii=False)}")
+    return " and ".join(parts)
+
+
+def _condition(name: str, wanted: Any, is_moment: bool) -> str:
+    field = "doc_id" if name == "doc_id" else f"fields[{json.dumps(name, ensure_ascii=False)}]"
+    if not isinstance(wanted, Mapping):
+        return _any_of(field, [_literal(wanted, is_moment)])
+    if "in" in wanted:
+        return _any_of(field, [_literal(value, is_moment) for value in wanted["in"]])
+    return " and ".join(
+        f"{field} {_OPERATORS[key]} {_literal(value, is_moment)}" for key, value in wanted.items()
+    )
+
+
+def _any_of(field: str, literals: list[str]) -> str:
+    """Match a value, or any element of a list; nothing matches no values."""
+    if not literals:
+        return "row < 0"
+    listed = f"[{', '.join(literals)}]"
+    if field == "doc_id":
+        return f"doc_id in {listed}"
+    equal = " or ".join(f"{field} == {literal}" for literal in literals)  # Milvus Lite has no `in` for JSON
+    return f"({equal} or json_contains_any({field}, {listed}))"
+
+
+def _literal(value: Any, is_moment: bool) -> str:
+    if is_moment:
+        return str(_microseconds(datetime.fromisoformat(value) if isinstance(value, str) else value))
+    return json.dumps(value.item() if isinstance(value, np.generic) else value, ensure_ascii=False)
+
+
+def _microseconds(moment: datetime) -> int:
+    """Return a moment as microseconds since 1970, UTC where it names no zone."""
+    since = moment.replace(tzinfo=moment.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(microseconds=1)
+
+
+def _neighbours(hits: list[dict[str, Any]], selection: Selection | None) -> Neighbours:
+    rows = np.array([hit["row"] for hit in hits], dtype=np.int64)
+    scores = np.array([hit["distance"] for hit in hits], dtype=np.float32)
+    if selection is not None and not selection.mask[rows].all():
+        raise BundleError("Milvus returned a document that the filters forbid; export the bundle again")
+    order = np.lexsort((rows, -scores))
+    return Neighbours(rows[order], scores[order])
