@@ -131,14 +131,18 @@ def _selection(search: Search, excluded: set[str], bundle: Bundle, limits: Query
 
 
 def _values_in(filters: Mapping[str, Any] | None) -> int:
-    """Return how many values, fields and operators filters hold, however deep they go."""
-    count, left = 0, [filters or {}]
+    """Return how many values conditions hold, however deep they are."""
+    count = 0
+    left: list[Any] = [filters or {}]
     while left:
         value = left.pop()
-        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-        left.extend(parts)
-        count += 1
-    return count - 1
+        if isinstance(value, Mapping):
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+        else:
+            count += 1
+    return count
 
 
 def check_size(k: int, exclude: Sequence[str], limits: QueryLimits) -> None:

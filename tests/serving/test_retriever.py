@@ -183,3 +183,110 @@ def test_many_threads_get_the_answers_of_one_and_texts_are_normalised_as_in_trai
     assert together == alone
     assert retriever.search("  ＲＥＤ\u3000Shoes\u200b ") == retriever.search("red shoes")
     assert [len(hits) for hits in near] == [3] * len(bundle.doc_ids)
+
+
+def test_of_many_searches_each_gets_its_own_answer_or_refusal(retriever: Retriever):
+    searches = [
+        Search(text="red shoes", k=3),
+        Search(text="   "),
+        Search(text="desk lamp", k=5, mode="bm25"),
+        Search(history=("d01",)),
+        Search(text="desk lamp", k=3, exclude=("d04",)),
+        Search(text="tea", k=4, filters={"nothing": 1}),
+        Search(text="blue scarf", k=4, mode="hybrid"),
+        Search(text="red shoes", k=0),
+        Search(text="tea kettle", k=3, filters={"doc_id": {"in": ["d01", "d03", "d08"]}}),
+    ]
+    answers = retriever.answer_many(searches)
+    codes = [answer.code if isinstance(answer, QueryError) else None for answer in answers]
+    assert codes == [None, "empty_query", None, "wrong_input", None, "unknown_field", None, "invalid_k", None]
+    for search, answer in zip(searches, answers, strict=True):
+        if not isinstance(answer, QueryError):
+            alone = retriever.answer(search).hits
+            assert [hit.doc_id for hit in answer.hits] == [hit.doc_id for hit in alone]
+            assert [hit.score for hit in answer.hits] == pytest.approx([hit.score for hit in alone], abs=1e-6)
+    assert {hit.doc_id for hit in answers[-1].hits} == {"d01", "d03", "d08"}
+    assert retriever.answer_many([]) == []
+
+
+def test_all_queries_are_encoded_in_one_call_and_equal_ones_searched_in_one(bundle: Bundle, monkeypatch):
+    import serving.retriever
+
+    calls: list[tuple[str, int]] = []
+    encode, search = serving.retriever.encode_searches, type(bundle.index).search
+
+    def encoded(towers, queries):
+        calls.append(("encode", len(queries)))
+        return encode(towers, queries)
+
+    def searched(index, query_BD, k, selection=None):
+        calls.append((f"search {k}", len(query_BD)))
+        return search(index, query_BD, k, selection)
+
+    monkeypatch.setattr(serving.retriever, "encode_searches", encoded)
+    monkeypatch.setattr(type(bundle.index), "search", searched)
+    mixed = [Search(text=text, k=k) for text in ("red", "blue", "lamp") for k in (3, 5)]
+    Retriever(bundle).answer_many([*mixed, Search(text="tea", mode="bm25")])
+    assert calls == [("encode", 6), ("search 3", 3), ("search 5", 3)]
+
+
+def test_filters_hold_in_every_mode_and_an_explanation_says_how_many_are_left(retriever: Retriever):
+    allowed = [doc_id for doc_id in retriever.bundle.doc_ids if doc_id < "d09"]
+    for mode in ("dense", "bm25", "hybrid"):
+        filters = {"doc_id": {"in": allowed}}
+        search = Search(text="red shoes", k=100, mode=mode, filters=filters, explain=True, exclude=("d00",))
+        answer = retriever.answer(search)
+        assert {hit.doc_id for hit in answer.hits} <= set(allowed) - {"d00"}
+        assert answer.explanation.allowed == len(allowed) - 1
+        assert answer.explanation.strategy == "exhaustive"
+        assert "filters included" in answer.notes[-1]
+    assert len(answer.hits) == len(allowed) - 1  # what shares no word is found by the towers
+
+
+def test_few_and_many_excluded_ids_stay_out_alike(retriever: Retriever):
+    order = [hit.doc_id for hit in retriever.search("red shoes", k=100)]
+    for count in (1, 5, 20):
+        unknown = tuple(f"x{number}" for number in range(200))
+        hits = retriever.search("red shoes", k=3, exclude=(*order[:count], *unknown))
+        assert [hit.doc_id for hit in hits] == order[count : count + 3]
+
+
+def test_as_many_filter_values_as_allowed_are_read_and_one_more_is_not(bundle: Bundle):
+    retriever = Retriever(bundle, QueryLimits(max_filters=3))
+    title = {"title": "red wool scarf"}
+    fits = {"doc_id": {"in": ["d01", "d02"]}, **title}
+    assert len(retriever.answer(Search(text="red", filters=fits)).hits) == 1
+    with pytest.raises(QueryError, match="4 values in filters; at most 3") as caught:
+        retriever.answer(Search(text="red", filters={"doc_id": {"in": ["d01", "d02", "d03"]}, **title}))
+    assert caught.value.code == "too_many_filters"
+
+
+def test_explaining_changes_no_hit(retriever: Retriever, recommender: Retriever):
+    for engine, asked in ((retriever, {"text": "Red SHOES zzz"}), (recommender, {"history": ("d00", "d05")})):
+        for mode in ("dense", "bm25", "hybrid"):
+            plain = engine.answer(Search(**asked, k=4, mode=mode))
+            told = engine.answer(Search(**asked, k=4, mode=mode, explain=True))
+            assert [hit.doc_id for hit in plain.hits] == [hit.doc_id for hit in told.hits]
+            assert [hit.score for hit in plain.hits] == pytest.approx([hit.score for hit in told.hits])
+            assert plain.explanation is None
+            why = told.explanation
+            for hit, reason in zip(told.hits, why.hits, strict=True):
+                place = {"dense": reason.dense, "bm25": reason.bm25}.get(mode)
+                assert place is None or (place.rank, place.score) == (hit.rank, pytest.approx(hit.score))
+            if asked.get("text"):
+                assert (why.text, why.words, why.unknown_words, why.tokens) == (
+                    "red shoes zzz",
+                    ["red", "shoes", "zzz"],
+                    ["zzz"],
+                    3,
+                )
+            else:
+                assert why.history == ["d00", "d05"]
+
+
+def test_embedded_queries_are_the_vectors_that_are_searched(retriever: Retriever):
+    vectors = retriever.embed([Search(text="Red  shoes"), Search(text="茶壶")])
+    alone = encode_queries(retriever.bundle.towers, query_frame("red shoes", []))
+    np.testing.assert_allclose(vectors[0], alone[0], atol=1e-6)
+    with pytest.raises(QueryError, match=r"queries\.1: the query has no visible character"):
+        retriever.embed([Search(text="a"), Search(text="")])
