@@ -16,12 +16,15 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from features.artifact import Artifact
 from pipelines.config import RunConfig, load_config
 from pipelines.report import markdown, results_grid
 from pipelines.stages import Evaluate, Examples, Ingest, Stage, Train
@@ -41,12 +44,23 @@ def finish(stage: Stage) -> StageResult:
     return StageResult(stage.name, str(outcome.path), outcome.digest, cached, 0.0, outcome.summary)
 
 
-def evaluation_of(config: RunConfig) -> Path:
-    """Return the evaluation artifact of a configuration."""
+@dataclass(frozen=True)
+class Trained:
+    """One training: its evaluation, and what it cost."""
+
+    evaluation: Path
+    steps: int
+    seconds: float
+
+
+def train_and_evaluate(config: RunConfig) -> Trained:
+    """Bring one configuration to its evaluation."""
     lake = finish(Ingest(config))
     examples = finish(Examples(config, lake))
     checkpoint = finish(Train(config, examples))
-    return Path(finish(Evaluate(config, examples, checkpoint)).path)
+    evaluation = finish(Evaluate(config, examples, checkpoint))
+    content = Artifact.read(Path(checkpoint.path), "checkpoint").manifest["content"]
+    return Trained(Path(evaluation.path), content["steps"], content["seconds"])
 
 
 def parse_variant(text: str) -> tuple[str, list[str]]:
@@ -63,6 +77,18 @@ def differences(rows: Sequence[dict[str, Any]]) -> str:
         apart = row["low"] > 0 or row["high"] < 0
         lines.append([f"{row['a']} - {row['b']}", row["metric"], f"**{text}**" if apart else text])
     return markdown(["paired difference", "metric", "mean over seeds [95% interval]"], lines)
+
+
+def costs(runs: Mapping[str, Sequence[Trained]]) -> list[dict[str, Any]]:
+    """Return each variant's optimiser steps and wall-clock seconds of training: means over the seeds."""
+    return [
+        {
+            "system": name,
+            "steps": mean(run.steps for run in seeds),
+            "seconds": mean(run.seconds for run in seeds),
+        }
+        for name, seeds in runs.items()
+    ]
 
 
 def hardware() -> str:
@@ -90,18 +116,19 @@ def main() -> None:
     parser.add_argument("--name", help="of the result files; default the configuration's")
     arguments = parser.parse_args()
 
-    evaluations: dict[str, list[Path]] = {}
+    runs: dict[str, list[Trained]] = {}
     for text in arguments.variant or ["base"]:
         name, assignments = parse_variant(text)
         for seed in arguments.seeds:
             print(f"{name}, seed {seed}", flush=True)
             config = load_config(arguments.config, [*arguments.overrides, *assignments, f"seed={seed}"])
-            evaluations.setdefault(name, []).append(evaluation_of(config))
-    write(arguments, evaluations)
+            runs.setdefault(name, []).append(train_and_evaluate(config))
+    write(arguments, runs)
 
 
-def write(arguments: argparse.Namespace, evaluations: dict[str, list[Path]]) -> None:
+def write(arguments: argparse.Namespace, runs: Mapping[str, Sequence[Trained]]) -> None:
     """Write the result files and print the Markdown."""
+    evaluations = {name: [run.evaluation for run in seeds] for name, seeds in runs.items()}
     date = datetime.now(UTC).date().isoformat()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
@@ -125,16 +152,20 @@ def write(arguments: argparse.Namespace, evaluations: dict[str, list[Path]]) -> 
         rows = [row | {"system": reference} if row["system"] == "towers" else row for row in rows]
     header, lines = results_grid(rows, "all")
     queries = max(int(row["n"]) for row in rows)
+    spent = costs(runs)
+    spent_lines = [[str(row["system"]), f"{row['steps']:.0f}", f"{row['seconds']:.0f}"] for row in spent]
     command = "python " + " ".join(shlex.quote(word) for word in sys.argv)
     text = (
         f"# {name}: {date}\n\nMean over seeds {arguments.seeds}, 95% intervals over queries "
         f"and seeds; {queries:,} queries.\n\n{markdown(header, lines)}\n\n{differences(paired)}\n\n"
+        f"{markdown(['training', 'steps', 'seconds'], spent_lines)}\n\n"
         f"Command: `{command}` at commit {commit}.\n\nHardware: {hardware()}.\n"
     )
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{date}-{name}.md"
     path.write_text(text, encoding="utf-8")
     document = {"date": date, "commit": commit, "command": command, "tables": tables, "paired": paired}
+    document["training"] = spent
     path.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"\n{text}\nwritten to {path}")
 
