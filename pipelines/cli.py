@@ -8,6 +8,8 @@ import typer
 
 from features.errors import ArtifactError, ConfigError
 from pipelines.output import EXIT_CODES, OUTPUT, RefusedError, reported
+from pipelines.store_cli import Debug, Json, StorePath
+from pipelines.store_cli import app as store_commands
 from pipelines.workspace import STAGES, Workspace
 
 _CODES = " · ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
@@ -23,11 +25,9 @@ app = typer.Typer(
 
 study = typer.Typer(help="Repeat a finding of this project on your data.", no_args_is_help=True)
 app.add_typer(study, name="study")
+app.add_typer(store_commands)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.", show_default=False)]
-StorePath = Annotated[
-    Path, typer.Argument(metavar="STORE", help="Store folder of a run.", show_default=False)
-]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Change one value of the configuration; repeatable."),
@@ -38,8 +38,6 @@ Refresh = Annotated[
         "--refresh", metavar="STAGE", help="Do a stage again although its result is there; repeatable."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @app.command()

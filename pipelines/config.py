@@ -51,6 +51,12 @@ class PromoteConfig(Config):
     force: bool = Field(
         default=False, description="Promote all the same; the objections are kept in the reason."
     )
+    keep: int | None = Field(
+        default=None,
+        ge=0,
+        description="Newest bundles that stay after a promotion, besides the champion and what a rollback "
+        "goes back to; none keeps all.",
+    )
 
 
 class TrackingConfig(Config):

@@ -9,7 +9,8 @@ from features.errors import ArtifactError
 from pipelines.comparison import Evaluation, compare, evaluation_of_bundle, read_evaluation
 from pipelines.config import PromoteConfig
 from pipelines.workspace import Workspace
-from serving.store import Store
+from serving.pruning import prune
+from serving.store import Store, rolled_back
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Decision:
 def promote(store: Path, bundle_id: str, evaluation: Path, metric: str, config: PromoteConfig) -> Decision:
     """Make a bundle the champion if it earns it.
 
-    It must beat the required baselines, and it must not be worse than the present champion. With
-    `force` the answer is yes all the same, and the reason keeps the objections.
+    It must beat the required baselines, it must not be worse than the present champion, and nobody may have
+    rolled back from it. With `force` the answer is yes all the same, and the reason keeps the objections.
+    With `keep`, older bundles go when it became the champion.
 
     Args:
         store: Folder that holds the bundles and the pointer.
@@ -54,6 +56,8 @@ def promote(store: Path, bundle_id: str, evaluation: Path, metric: str, config: 
         return Decision(bundle_id, True, False, f"is the champion already ({champion.reason})")
     challenger = read_evaluation(evaluation, "challenger")
     objections = baseline_objections(challenger, metric, config.require_beats)
+    if bundle_id in rolled_back(pointer.history()):
+        objections.append("was the champion and was rolled back")
     against = "the store had no champion"
     if champion is not None:
         against, worse = champion_objection(store, champion.bundle_id, challenger, metric, config.tolerance)
@@ -65,6 +69,8 @@ def promote(store: Path, bundle_id: str, evaluation: Path, metric: str, config: 
     forced = f"; forced although {'; '.join(objections)}" if objections else ""
     reason = f"{measured}; {against}{forced}"
     pointer.set_champion(bundle_id, reason)
+    if config.keep is not None:
+        prune(pointer, config.keep)
     return Decision(bundle_id, True, True, reason)
 
 

@@ -8,12 +8,12 @@ import fcntl
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from features.artifact import Artifact, write_json
+from features.artifact import MANIFEST, Artifact, write_json
 from features.errors import ArtifactError, BundleError
 
 POINTER = "champion.json"
@@ -29,11 +29,13 @@ class Champion:
         bundle_id: Its directory name under `bundles/`.
         reason: Why, in the words of whoever promoted it.
         promoted_at: When, ISO 8601 in UTC.
+        rolled_back_from: The champion that this one took the place of by a rollback; None for a promotion.
     """
 
     bundle_id: str
     reason: str
     promoted_at: str
+    rolled_back_from: str | None = None
 
 
 class Store:
@@ -66,8 +68,12 @@ class Store:
             raise BundleError(f"{bundle_id!r} is not a bundle id (16 hexadecimal digits)")
         return self.bundles / bundle_id
 
-    def bundle(self, bundle_id: str) -> Artifact:
+    def bundle(self, bundle_id: str, *, verify: bool = False) -> Artifact:
         """Return what a bundle's manifest says.
+
+        Args:
+            bundle_id: Which one.
+            verify: Whether every file must match its SHA-256; a size check alone is always made.
 
         Raises:
             BundleError: If it is not in the store or not whole.
@@ -78,7 +84,7 @@ class Store:
                 f"{self.root} has no bundle {bundle_id}; the folders in {self.bundles} are its bundles"
             )
         try:
-            return Artifact.read(path, "bundle")
+            return Artifact.read(path, "bundle", verify=verify)
         except BundleError:
             raise
         except ArtifactError as error:
@@ -88,10 +94,24 @@ class Store:
         """Return the ids of all published bundles, oldest first; damaged ones are among them."""
         if not self.bundles.is_dir():
             return []
-        found = [entry for entry in self.bundles.iterdir() if _BUNDLE_ID.fullmatch(entry.name)]
-        return [
-            entry.name for entry in sorted(found, key=lambda entry: (entry.stat().st_mtime_ns, entry.name))
-        ]
+        found = []
+        for entry in self.bundles.iterdir():
+            if _BUNDLE_ID.fullmatch(entry.name):
+                with suppress(FileNotFoundError):  # pruned meanwhile
+                    found.append((self.made_at(entry.name), entry.name))
+        return [name for _, name in sorted(found)]
+
+    def made_at(self, bundle_id: str) -> float:
+        """Return when a bundle was made, in seconds since 1970.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+        path = self.bundle_path(bundle_id)
+        try:
+            return (path / MANIFEST).stat().st_mtime
+        except FileNotFoundError:  # a damaged one
+            return path.stat().st_mtime
 
     def champion(self) -> Champion | None:
         """Return the served bundle, or None where none was promoted yet.
@@ -118,7 +138,7 @@ class Store:
             if not history or recorded["bundle_id"] != history[-1].bundle_id:
                 raise ValueError("its bundle_id is not the last of its history")
             for entry in history:
-                self.bundle_path(entry.bundle_id)
+                _check_entry(entry)
         except FileNotFoundError:
             return []
         except NotADirectoryError:
@@ -141,18 +161,98 @@ class Store:
             BundleError: If the bundle is not in the store or not whole.
             ArtifactError: If the present pointer cannot be read.
         """
-        self.bundle(bundle_id)
-        with self._locked():
+        with self.locked():
+            self.bundle(bundle_id)
             history = self.history()
             if history and history[-1].bundle_id == bundle_id:
                 return history[-1]
-            champion = Champion(bundle_id, reason, datetime.now(UTC).isoformat(timespec="seconds"))
-            entries = [asdict(entry) for entry in (*history, champion)]
-            write_json(self.pointer, {"format": _FORMAT, "bundle_id": bundle_id, "history": entries})
+            return self._append(history, Champion(bundle_id, reason, _now()))
+
+    def roll_back(self, to: str | None = None, reason: str = "") -> tuple[Champion, dict[str, str]]:
+        """Make an earlier champion the champion again; servers that follow the store swap to it.
+
+        Args:
+            to: Which one; None takes the latest of `earlier_champions` that is whole, every byte of it.
+            reason: Kept in the history.
+
+        Returns:
+            The new champion, and those that were passed over with what is wrong with each.
+
+        Raises:
+            BundleError: If there is none to go back to, or `to` never was the champion or is not whole.
+            ArtifactError: If the present pointer cannot be read.
+        """
+        with self.locked():
+            history = self.history()
+            if not history:
+                raise BundleError(f"{self.root} has no champion to roll back from; run or promote one")
+            present = history[-1].bundle_id
+            earlier = earlier_champions(history)
+            if to is not None and to not in {entry.bundle_id for entry in history} - {present}:
+                state = "is the champion already" if to == present else "never was the champion"
+                raise BundleError(
+                    f"bundle {to} {state}; earlier champions are {', '.join(earlier) or 'none'}"
+                )
+            passed_over: dict[str, str] = {}
+            for bundle_id in earlier if to is None else [to]:
+                try:
+                    self.bundle(bundle_id, verify=True)
+                except BundleError as error:
+                    passed_over[bundle_id] = str(error)
+                    continue
+                said = reason or f"rolled back from {present}"
+                champion = Champion(bundle_id, said, _now(), rolled_back_from=present)
+                return self._append(history, champion), passed_over
+        tried = "; ".join(passed_over.values()) or f"{present} is the only one there ever was"
+        raise BundleError(f"{self.root} has no earlier champion to go back to: {tried}")
+
+    def _append(self, history: list[Champion], champion: Champion) -> Champion:
+        entries = [asdict(entry) for entry in (*history, champion)]
+        write_json(self.pointer, {"format": _FORMAT, "bundle_id": champion.bundle_id, "history": entries})
         return champion
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Keep other writers of the pointer out while the block runs; readers never wait."""
+        if not self.root.is_dir():
+            raise ArtifactError(f"{self.root} is no folder; give the `store` of a configuration that was run")
         with (self.root / f".{POINTER}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def earlier_champions(history: list[Champion]) -> list[str]:
+    """Return what a rollback may go back to, the latest first.
+
+    A rollback takes what it rolled back from off the list, so that a second one leads further back and not
+    forth again.
+    """
+    line: list[str] = []
+    for entry in history:
+        if entry.rolled_back_from is not None and entry.bundle_id in line:
+            del line[len(line) - line[::-1].index(entry.bundle_id) :]
+        else:
+            line.append(entry.bundle_id)
+    return [bundle_id for bundle_id in dict.fromkeys(reversed(line)) if bundle_id != line[-1]]
+
+
+def rolled_back(history: list[Champion]) -> set[str]:
+    """Return the bundles that a rollback left and that were not made the champion since."""
+    left: set[str] = set()
+    for entry in history:
+        left.discard(entry.bundle_id)
+        if entry.rolled_back_from is not None:
+            left.add(entry.rolled_back_from)
+    return left
+
+
+def _check_entry(entry: Champion) -> None:
+    for bundle_id in (entry.bundle_id, entry.rolled_back_from):
+        if bundle_id is not None and not _BUNDLE_ID.fullmatch(bundle_id):
+            raise ValueError(f"{bundle_id!r} is not a bundle id")
+    if not isinstance(entry.reason, str) or not isinstance(entry.promoted_at, str):
+        raise TypeError("a reason and a time are strings")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -24,6 +24,10 @@ COMMANDS = {
     "simulate",
     "doctor",
     "key",
+    "bundles",
+    "verify",
+    "rollback",
+    "prune",
     "config",
     "study",
 }
@@ -85,6 +89,8 @@ def test_help_does_not_import_the_heavy_libraries():
         (["compare", "a", "b"], 4, "a is not a directory; to name a run or a bundle by its id, add --store"),
         (["search", "absent", "text"], 4, "absent has no champion"),
         (["serve", "absent"], 4, "absent is not a folder"),
+        (["rollback", "absent"], 4, "absent is not a folder"),
+        (["prune", "absent", "--keep", "3"], 4, "absent is not a folder"),
         (["simulate", "shop", "--sessions", "0"], 2, "sessions: input should be greater than or equal to 1"),
     ],
 )

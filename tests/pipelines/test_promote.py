@@ -107,3 +107,20 @@ def test_a_damaged_pointer_is_not_taken_for_an_empty_store(tmp_path, make_bundle
     (tmp_path / "champion.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):
         decide(tmp_path, bundle)
+
+
+def test_what_was_rolled_back_is_not_promoted_again_by_the_next_run(tmp_path, make_bundle):
+    first, second = make_bundle(tmp_path, "a", GOOD), make_bundle(tmp_path, "b", {**GOOD, "towers": 0.55})
+    decide(tmp_path, first)
+    decide(tmp_path, second)
+    Store(tmp_path).roll_back()
+    decision = decide(tmp_path, second)
+    assert not decision.promoted
+    assert "was the champion and was rolled back" in decision.reason
+    assert decide(tmp_path, second, force=True).promoted
+
+
+def test_keep_prunes_after_a_promotion_and_not_after_a_refusal(tmp_path, make_bundle):
+    bundles = [make_bundle(tmp_path, name, GOOD, seed=seed) for seed, name in enumerate("abc")]
+    decide(tmp_path, bundles[0], keep=0)
+    assert Store(tmp_path).bundle_ids() == [bundles[0][0]]

@@ -1,4 +1,5 @@
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 
 from features.artifact import Artifact, publish
 from features.errors import ArtifactError, BundleError
-from serving.store import Store
+from serving.store import Store, earlier_champions, rolled_back
 
 
 def add_bundle(root: Path, name: str) -> str:
@@ -109,3 +110,86 @@ def test_two_writers_lose_no_promotion(tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(entry.bundle_id for entry in store.history()) == sorted(bundle_ids)
+
+
+def promoted(root: Path, names: str) -> tuple[Store, dict[str, str]]:
+    """A store in which bundles with these names were promoted, one after the other."""
+    store = Store(root)
+    ids = {name: add_bundle(root, name) for name in dict.fromkeys(names)}
+    for name in names:
+        store.set_champion(ids[name], f"promoted {name}")
+    return store, ids
+
+
+def test_a_rollback_makes_the_champion_before_this_one_the_champion_and_keeps_the_history(tmp_path):
+    store, ids = promoted(tmp_path, "abc")
+    champion, passed_over = store.roll_back()
+    assert store.champion() == champion
+    assert (champion.bundle_id, champion.rolled_back_from, passed_over) == (ids["b"], ids["c"], {})
+    assert [entry.bundle_id for entry in store.history()] == [ids[name] for name in "abcb"]
+
+
+def test_a_second_rollback_leads_further_back_and_a_promotion_starts_anew(tmp_path):
+    store, ids = promoted(tmp_path, "abcd")
+    for name in "cba":
+        assert store.roll_back()[0].bundle_id == ids[name]
+    with pytest.raises(BundleError, match="no earlier champion"):
+        store.roll_back()
+    assert rolled_back(store.history()) == {ids["b"], ids["c"], ids["d"]}
+    store.set_champion(ids["d"], "repaired")
+    assert rolled_back(store.history()) == {ids["b"], ids["c"]}
+    assert store.roll_back()[0].bundle_id == ids["a"]
+
+
+def test_a_rollback_passes_over_what_is_damaged_or_gone(tmp_path):
+    store, ids = promoted(tmp_path, "abcd")
+    (store.bundles / ids["c"] / "file").write_text("d")  # as long as before
+    shutil.rmtree(store.bundles / ids["b"])
+    champion, passed_over = store.roll_back()
+    assert champion.bundle_id == ids["a"]
+    assert list(passed_over) == [ids["c"], ids["b"]]
+    assert "SHA-256" in passed_over[ids["c"]]
+    assert "has no bundle" in passed_over[ids["b"]]
+
+
+def test_a_rollback_to_an_id_takes_earlier_champions_only(tmp_path):
+    store, ids = promoted(tmp_path, "abc")
+    stranger = add_bundle(tmp_path, "never promoted")
+    for bundle_id, said in ((stranger, "never was"), (ids["c"], "already"), ("..", "never was")):
+        with pytest.raises(BundleError, match=said):
+            store.roll_back(bundle_id)
+    assert store.roll_back(ids["a"], "as told")[0].reason == "as told"
+    assert earlier_champions(store.history()) == []
+    shutil.rmtree(store.bundles / ids["b"])
+    with pytest.raises(BundleError, match="has no bundle"):
+        store.roll_back(ids["b"])
+    assert store.champion().bundle_id == ids["a"]
+
+
+def test_a_store_without_a_champion_or_with_a_single_one_cannot_roll_back(tmp_path):
+    with pytest.raises(BundleError, match="no champion to roll back from"):
+        Store(tmp_path).roll_back()
+    store, _ = promoted(tmp_path, "a")
+    with pytest.raises(BundleError, match="the only one there ever was"):
+        store.roll_back()
+    with pytest.raises(ArtifactError, match="no folder"):
+        Store(tmp_path / "nowhere").roll_back()
+
+
+@pytest.mark.parametrize("change", [{"rolled_back_from": 3}, {"rolled_back_from": "../x"}, {"reason": None}])
+def test_an_entry_of_other_types_is_damage(tmp_path, change):
+    store, _ = promoted(tmp_path, "ab")
+    recorded = json.loads(store.pointer.read_text())
+    recorded["history"][0] |= change
+    store.pointer.write_text(json.dumps(recorded))
+    with pytest.raises(ArtifactError, match="is damaged"):
+        store.roll_back()
+
+
+def test_a_pointer_of_the_time_before_rollbacks_is_read(tmp_path):
+    store, ids = promoted(tmp_path, "ab")
+    recorded = json.loads(store.pointer.read_text())
+    for entry in recorded["history"]:
+        del entry["rolled_back_from"]
+    store.pointer.write_text(json.dumps(recorded))
+    assert store.roll_back()[0].bundle_id == ids["a"]

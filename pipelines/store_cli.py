@@ -1,0 +1,191 @@
+"""The commands about a store's bundles: list, verify, roll back, prune."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from features.errors import ArtifactError, TwotowerError
+from pipelines.output import OUTPUT, reported
+from pipelines.report import print_table
+from pipelines.workspace import Workspace
+from serving.bundle_list import describe
+from serving.pruning import prune as prune_store
+from serving.store import Store
+
+app = typer.Typer()
+
+StorePath = Annotated[
+    Path, typer.Argument(metavar="STORE", help="Store folder of a run.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+_SYSTEM = "towers"
+
+
+@app.command()
+@reported
+def bundles(store: StorePath, json: Json = False, debug: Debug = False) -> None:
+    """List the store's bundles, oldest first, with their metrics; a star marks the champion."""
+    opened = _opened(store)
+    champion = opened.champion()
+    served = champion.bundle_id if champion else None
+    entries = [_entry(opened, bundle_id, served) for bundle_id in opened.bundle_ids()]
+    metrics = list(dict.fromkeys(name for entry in entries for name in entry["metrics"]))
+    header = ["bundle", "made", "documents", "index", *metrics, "MB", "state"]
+    lines = [
+        [
+            entry["bundle_id"] + (" *" if entry["champion"] else ""),
+            entry["made"],
+            "" if entry["documents"] is None else f"{entry['documents']:,}",
+            entry["index"],
+            *(f"{entry['metrics'][name]:.4f}" if name in entry["metrics"] else "" for name in metrics),
+            f"{entry['bytes'] / 1e6:.1f}",
+            entry["damage"] or "",
+        ]
+        for entry in entries
+    ]
+    left = ("made", "index", "state")
+    print_table(OUTPUT.console, f"{store}: {len(entries)} bundles", header, lines, left=left)
+    OUTPUT.finish({"store": str(store), "champion": served, "bundles": entries})
+
+
+@app.command()
+@reported
+def verify(
+    store: StorePath,
+    bundle_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="One bundle; all without it.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Open bundles as a server would: digests, trial load, canaries; exit code 4 if one is refused."""
+    opened = _opened(store)
+    opened.history()
+    from serving.bundle import load
+
+    found: dict[str, str | None] = {}
+    for name in opened.bundle_ids() if bundle_id is None else [bundle_id]:
+        try:
+            load(opened.bundle(name).path, "cpu")
+            found[name] = None
+        except TwotowerError as error:
+            found[name] = str(error)
+        OUTPUT.console.out(f"{name} {found[name] or 'is whole'}", highlight=False)
+    OUTPUT.finish({"store": str(store), "bundles": found})
+    refused = [name for name, problem in found.items() if problem]
+    if refused:
+        raise ArtifactError(
+            f"{len(refused)} of {len(found)} bundles are refused: {', '.join(refused)}; export them again"
+        )
+
+
+@app.command()
+@reported
+def rollback(
+    store: StorePath,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="ID", help="An earlier champion; none is the one before.")
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Kept in the history.")] = "",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make the champion before this one the champion again; running servers follow without a restart.
+
+    Earlier champions that are not whole any more are passed over. A bundle that was rolled back from is
+    promoted again only with `twotower promote --force`.
+    """
+    champion, passed_over = _opened(store).roll_back(to, reason)
+    for problem in passed_over.values():
+        OUTPUT.console.out(f"passed over: {problem}", highlight=False)
+    OUTPUT.console.out(
+        f"{store} serves bundle {champion.bundle_id} again, rolled back from {champion.rolled_back_from}",
+        highlight=False,
+    )
+    OUTPUT.finish(
+        {
+            "store": str(store),
+            "bundle": champion.bundle_id,
+            "from": champion.rolled_back_from,
+            "passed_over": passed_over,
+        }
+    )
+
+
+@app.command()
+@reported
+def prune(
+    store: StorePath,
+    keep: Annotated[
+        int,
+        typer.Option(
+            "--keep",
+            min=0,
+            help="Newest bundles that stay, besides the champion and what a rollback goes back to.",
+            show_default=False,
+        ),
+    ],
+    keep_days: Annotated[
+        float, typer.Option("--keep-days", min=0, help="Bundles made in so many last days stay too.")
+    ] = 0.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be removed and remove nothing.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove old bundles, and what killed runs left behind."""
+    opened = _opened(store)
+    with Workspace(store).lock():
+        done = prune_store(opened, keep, keep_days, dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    say = OUTPUT.console.out
+    for bundle_id, why in done.kept.items():
+        say(f"keeps {bundle_id}: {why}", highlight=False)
+    for name in (*done.removed, *done.abandoned):
+        say(f"{verb} {name}", highlight=False)
+    say(f"{verb} {len(done.removed)} bundles, {done.freed / 1e6:.1f} MB in all", highlight=False)
+    OUTPUT.finish(
+        {
+            "store": str(store),
+            "dry_run": dry_run,
+            "removed": done.removed,
+            "kept": done.kept,
+            "abandoned": done.abandoned,
+            "bytes": done.freed,
+        }
+    )
+
+
+def _opened(store: Path) -> Store:
+    if not store.is_dir():
+        raise ArtifactError(f"{store} is not a folder; give the `store` of a configuration that was run")
+    return Store(store)
+
+
+def _entry(store: Store, bundle_id: str, champion: str | None) -> dict[str, Any]:
+    """Return what the list shows of a bundle; of a damaged one only what is wrong."""
+    path = store.bundle_path(bundle_id)
+    made = datetime.fromtimestamp(store.made_at(bundle_id), UTC).isoformat(sep=" ", timespec="minutes")
+    entry: dict[str, Any] = {
+        "bundle_id": bundle_id,
+        "champion": bundle_id == champion,
+        "made": made.removesuffix("+00:00"),
+        "documents": None,
+        "index": "",
+        "metrics": {},
+        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "damage": None,
+    }
+    try:
+        told = describe(store.bundle(bundle_id))
+        entry["documents"], entry["index"] = told["documents"], told["index"]["factory"]
+        rows = [row for row in told["evaluation"] if row["system"] == _SYSTEM]
+        entry["metrics"] = {str(row["metric"]): float(row["value"]) for row in rows}
+    except (TwotowerError, KeyError, TypeError, ValueError, AttributeError) as error:
+        entry["damage"] = " ".join(str(error).split())[:200]
+    return entry

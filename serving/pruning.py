@@ -1,0 +1,140 @@
+"""Which bundles of a store may go, and removing them so that nobody sees a part of one.
+
+The champion and what a rollback would go back to never go. A bundle is renamed out of sight before its files
+are removed; a server that holds one has it in memory. Folders that a killed writer left behind are hidden,
+carry a random name, and are removed when nothing in them has changed for an hour.
+"""
+
+import re
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from features.errors import BundleError
+from serving.store import Store, earlier_champions
+
+ABANDONED_SECONDS = 3_600.0
+"""A writer touches its hidden folder more often than this; one that was quiet for longer is dead."""
+
+_FOLDERS = ("bundles", "lake", "examples", "checkpoints", "evaluations")
+_HIDDEN = re.compile(r"\..*[0-9a-f]{32}")
+_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` removed, or would remove.
+
+    Attributes:
+        removed: Bundle ids, oldest first.
+        kept: Every other bundle id with why it stays, oldest first.
+        abandoned: Hidden leftovers, relative to the store.
+        freed: Bytes.
+    """
+
+    removed: list[str]
+    kept: dict[str, str]
+    abandoned: list[str]
+    freed: int
+
+
+def prune(store: Store, keep: int, keep_days: float = 0.0, *, dry_run: bool = False) -> Pruned:
+    """Remove old bundles and abandoned leftovers.
+
+    Args:
+        store: Its history keeps the ids of removed bundles.
+        keep: How many of the newest bundles stay, besides the champion and what a rollback goes back to.
+        keep_days: Bundles that were made in so many last days stay too.
+        dry_run: Whether to say only what would go.
+
+    Raises:
+        ArtifactError: If the pointer cannot be read: then nothing is known to be safe to remove.
+    """
+    with store.locked():
+        kept = _kept(store, keep, keep_days)
+        removed = [bundle_id for bundle_id in store.bundle_ids() if bundle_id not in kept]
+        leftovers = abandoned(store)
+        going = [*(store.bundle_path(bundle_id) for bundle_id in removed), *leftovers]
+        freed = sum(map(_bytes, going))
+        if not dry_run:
+            going = [_out_of_sight(path) for path in going]
+    if not dry_run:
+        for path in going:
+            remove(path)
+    names = [path.relative_to(store.root).as_posix() for path in leftovers]
+    return Pruned(removed, kept, names, freed)
+
+
+def abandoned(store: Store) -> list[Path]:
+    """Return the hidden leftovers of killed writers, those that are surely abandoned."""
+    folders = [store.root, *(store.root / name for name in _FOLDERS)]
+    return [path for folder in folders for path in abandoned_in(folder)]
+
+
+def abandoned_in(folder: Path) -> list[Path]:
+    """Return the hidden leftovers in one folder in which nothing has changed for an hour."""
+    if not folder.is_dir():
+        return []
+    hidden = [path for path in sorted(folder.iterdir()) if _HIDDEN.fullmatch(path.name)]
+    return [path for path in hidden if time.time() - _last_change(path) > ABANDONED_SECONDS]
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder that may be going away by itself."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _kept(store: Store, keep: int, keep_days: float) -> dict[str, str]:
+    """Return the bundles that stay and why, oldest first."""
+    bundle_ids = store.bundle_ids()
+    history = store.history()
+    why: dict[str, str] = {}
+    if history:
+        why[history[-1].bundle_id] = "champion"
+    target = next((earlier for earlier in earlier_champions(history) if _is_whole(store, earlier)), None)
+    if target is not None:
+        why[target] = "what a rollback goes back to"
+    others = [bundle_id for bundle_id in bundle_ids if bundle_id not in why]
+    for bundle_id in others[len(others) - keep :] if keep else []:
+        why[bundle_id] = f"one of the newest {keep}"
+    for bundle_id in others:
+        if time.time() - store.made_at(bundle_id) < keep_days * _DAY:
+            why.setdefault(bundle_id, f"made in the last {keep_days:g} days")
+    return {bundle_id: why[bundle_id] for bundle_id in bundle_ids if bundle_id in why}
+
+
+def _is_whole(store: Store, bundle_id: str) -> bool:
+    try:
+        store.bundle(bundle_id)
+    except BundleError:
+        return False
+    return True
+
+
+def _out_of_sight(path: Path) -> Path:
+    hidden = path.with_name(f".pruned-{uuid.uuid4().hex}")
+    try:
+        return path.rename(hidden)
+    except FileNotFoundError:  # its writer was alive after all, and is done
+        return hidden
+
+
+def _last_change(path: Path) -> float:
+    return max([_changed(path), *(_changed(entry) for entry in path.rglob("*"))])
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:  # it went meanwhile, so somebody is at work
+        return time.time()
+
+
+def _bytes(path: Path) -> int:
+    files = [path, *path.rglob("*")]
+    return sum(entry.lstat().st_size for entry in files if entry.is_file() and not entry.is_symlink())

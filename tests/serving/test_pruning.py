@@ -1,0 +1,142 @@
+import json
+import os
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from features.artifact import Artifact, publish
+from features.errors import ArtifactError
+from serving.pruning import ABANDONED_SECONDS, prune
+from serving.store import Store
+
+
+def filled(root: Path, names: str, promoted: str) -> tuple[Store, dict[str, str]]:
+    """A store with bundles of these names, each a day younger than the one before, some promoted in turn."""
+    store, ids = Store(root), {}
+    store.bundles.mkdir(parents=True)
+    for place, name in enumerate(names):
+        with publish(root / "new", "bundle", {"name": name}) as staging:
+            (staging / "file").write_text(name * 1000)
+        ids[name] = Artifact.read(root / "new").digest[:16]
+        path = (root / "new").rename(store.bundles / ids[name])
+        age(path, (len(names) - place) * 86_400 - 60)
+    for name in promoted:
+        store.set_champion(ids[name], "promoted")
+    return store, ids
+
+
+def age(path: Path, seconds: float) -> Path:
+    moment = time.time() - seconds
+    for entry in (*path.rglob("*"), path):
+        os.utime(entry, (moment, moment))
+    return path
+
+
+def test_the_champion_and_what_a_rollback_goes_back_to_never_go(tmp_path):
+    store, ids = filled(tmp_path, "abcde", "bad")
+    done = prune(store, keep=0)
+    assert done.removed == [ids["b"], ids["c"], ids["e"]]
+    assert done.kept == {ids["a"]: "what a rollback goes back to", ids["d"]: "champion"}
+    assert store.roll_back()[0].bundle_id == ids["a"]
+
+
+def test_the_newest_and_the_young_stay_and_the_history_keeps_the_rest(tmp_path):
+    store, ids = filled(tmp_path, "abcdef", "abf")
+    assert prune(store, keep=1, dry_run=True).removed == [ids[name] for name in "acd"]
+    done = prune(store, keep=1, keep_days=3)
+    assert done.removed == [ids["a"], ids["c"]]
+    assert done.kept[ids["d"]] == "made in the last 3 days"
+    assert done.kept[ids["e"]] == "one of the newest 1"
+    assert [entry.bundle_id for entry in store.history()] == [ids[name] for name in "abf"]
+    store.roll_back()
+    with pytest.raises(ArtifactError, match="has no bundle"):
+        store.roll_back()
+
+
+def test_a_damaged_rollback_target_does_not_protect_itself_but_the_one_before(tmp_path):
+    store, ids = filled(tmp_path, "abc", "abc")
+    (store.bundles / ids["b"] / "file").unlink()
+    assert prune(store, keep=0).removed == [ids["b"]]
+    assert store.roll_back()[0].bundle_id == ids["a"]
+
+
+def test_a_dry_run_says_the_same_and_removes_nothing(tmp_path):
+    store, _ = filled(tmp_path, "abcd", "ab")
+    before = sorted(entry.name for entry in tmp_path.rglob("*"))
+    told = prune(store, keep=0, dry_run=True)
+    assert sorted(entry.name for entry in tmp_path.rglob("*")) == before
+    assert prune(store, keep=0) == told
+    assert told.freed > 2000
+
+
+def test_without_a_readable_pointer_nothing_is_removed(tmp_path):
+    store, ids = filled(tmp_path, "ab", "b")
+    store.pointer.write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        prune(store, keep=0)
+    assert store.bundle_ids() == [ids["a"], ids["b"]]
+
+
+def test_a_store_without_a_champion_keeps_the_newest(tmp_path):
+    store, ids = filled(tmp_path, "abc", "")
+    assert prune(store, keep=2).removed == [ids["a"]]
+
+
+def test_only_leftovers_that_were_quiet_for_an_hour_go(tmp_path):
+    store, _ = filled(tmp_path, "a", "a")
+    names = [f".export-{uuid.uuid4().hex}", f"..export-{uuid.uuid4().hex}.{uuid.uuid4().hex}"]
+    (tmp_path / "lake").mkdir()
+    old = [store.bundles / names[0], store.bundles / names[1], tmp_path / "lake" / f".key.{uuid.uuid4().hex}"]
+    at_work = store.bundles / f".export-{uuid.uuid4().hex}"
+    for path in (*old, at_work):
+        (path / "index").mkdir(parents=True)
+        (path / "index" / "index.faiss").write_text("half")
+        age(path, ABANDONED_SECONDS + 60)
+    (at_work / "index" / "index.faiss").write_text("more")
+    leftover = tmp_path / ".kept"
+    leftover.write_text("a user's own")
+    age(leftover, 10 * ABANDONED_SECONDS)
+    done = prune(store, keep=9)
+    assert sorted(done.abandoned) == sorted(path.relative_to(tmp_path).as_posix() for path in old)
+    assert not any(path.exists() for path in old)
+    assert at_work.exists()
+    assert leftover.exists()
+
+
+def test_a_link_among_leftovers_is_removed_and_not_followed(tmp_path):
+    store, _ = filled(tmp_path / "store", "a", "a")
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("kept")
+    link = store.bundles / f".export-{uuid.uuid4().hex}"
+    link.symlink_to(precious)
+    os.utime(link, (0, 0), follow_symlinks=False)
+    age(precious, 10 * ABANDONED_SECONDS)
+    assert prune(store, keep=9).abandoned == [f"bundles/{link.name}"]
+    assert (precious / "file").read_text() == "kept"
+    assert not link.is_symlink()
+
+
+def test_what_a_killed_prune_hid_is_removed_by_the_next(tmp_path):
+    store, ids = filled(tmp_path, "ab", "b")
+    hidden = store.bundles / f".pruned-{uuid.uuid4().hex}"
+    (store.bundles / ids["a"]).rename(hidden)
+    assert store.bundle_ids() == [ids["b"]]
+    assert prune(store, keep=5).abandoned == [f"bundles/{hidden.name}"]
+    assert not hidden.exists()
+
+
+def test_pruning_while_bundles_are_listed_and_read_breaks_no_reader(tmp_path):
+    store, ids = filled(tmp_path, "abcdefgh", "ah")
+    sound = {
+        name: shutil.copytree(store.bundles / ids[name], tmp_path / "copies" / name) for name in "bcdefg"
+    }
+    for _ in range(5):
+        prune(store, keep=0)
+        assert set(store.bundle_ids()) == {ids["a"], ids["h"]}
+        for name, copy in sound.items():
+            shutil.copytree(copy, store.bundles / ids[name])
+    assert json.loads(store.pointer.read_text())["bundle_id"] == ids["h"]
