@@ -21,7 +21,7 @@ from pipelines import stages
 from pipelines.comparison import read_evaluation
 from pipelines.config import RunConfig, load_config
 from pipelines.progress import Progress, Recorders
-from pipelines.tracking import Tracking
+from pipelines.tracking import Tracking, without_secrets
 from pipelines.workspace import STAGES, StageResult, Workspace
 
 _PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -180,6 +180,7 @@ def _summary(run: RunContext, run_id: str) -> dict[str, Any]:
         "run": run_id,
         "name": run.config.name,
         "store": str(run.config.store),
+        "tracking": {"uri": without_secrets(run.tracking.uri), "experiment_id": run.tracking.experiment_id},
         "stages": [result.as_json() for result in done],
         "all_cached": all(result.cached for result in done),
     }

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from features.errors import TwotowerError
 from pipelines.config import RunConfig, dump_config
@@ -209,3 +210,9 @@ class Tracking:
 def tracking_uri(config: RunConfig) -> str:
     """Return the MLflow URI: the configured one, or a SQLite file in the store."""
     return config.tracking.uri or f"sqlite:///{config.store / 'mlflow.db'}"
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI without the user and password that it may hold, for records that others read."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri

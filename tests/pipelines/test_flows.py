@@ -12,8 +12,11 @@ from features.errors import ConfigError, SchemaError
 from pipelines.commands import evaluate_bundle
 from pipelines.config import load_config
 from pipelines.flows import twotower_run
+from pipelines.tracking import without_secrets
 from pipelines.workspace import STAGES, StoreInUseError, Workspace
 from serving.bundle import load
+from serving.bundle_list import runs_of
+from serving.judgments import Judgments
 from serving.retriever import Retriever
 from serving.store import Store
 
@@ -251,6 +254,41 @@ def test_a_bundle_is_scored_on_judged_queries_with_bm25_beside_it(again, shop_da
     assert summary["bundle"] == Store(tmp_path / "store").champion().bundle_id
     with_clicks = evaluate_bundle(config, summary["bundle"], None)
     assert with_clicks["evaluation"][0]["n"] != summary["evaluation"][0]["n"]
+
+
+def test_judgments_of_the_page_are_what_a_bundle_is_scored_on(again, shop_data):
+    config = load_config(Path(again[0]), [*again[1], f"qrels.path={shop_data / 'qrels.parquet'}"])
+    truth = pd.read_parquet(shop_data / "qrels.parquet").query("relevance > 0")
+    judgments = Judgments(config.store)
+    for row in truth.groupby("query_text").head(2).head(12).itertuples():
+        judgments.judge(row.query_text.upper(), row.doc_id, 2)
+    queries = truth.groupby("query_text").head(2).head(12)["query_text"].nunique()
+    first = evaluate_bundle(config, "champion", judgments.path)
+    assert first["evaluation"][0]["n"] == queries
+    judgments.judge("another query", truth["doc_id"].iloc[0], 3)
+    assert evaluate_bundle(config, "champion", judgments.path)["evaluation"][0]["n"] == queries + 1
+
+
+def test_a_run_records_where_mlflow_has_it(again):
+    summary = twotower_run(again[0], again[1])
+    config = load_config(Path(again[0]), again[1])
+    record = json.loads((config.store / "runs" / f"{summary['run']}.json").read_text(encoding="utf-8"))
+    client = MlflowClient(record["tracking"]["uri"])
+    assert client.get_run(summary["run"]).info.experiment_id == record["tracking"]["experiment_id"]
+    made = runs_of(Store(config.store))[Store(config.store).champion().bundle_id]
+    assert (made["run_id"], made["experiment_id"]) == (summary["run"], record["tracking"]["experiment_id"])
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://anna:secret@ml.example.org/mlflow", "https://ml.example.org/mlflow"),
+        ("https://ml.example.org", "https://ml.example.org"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+    ],
+)
+def test_the_record_of_a_run_holds_no_password(uri, shown):
+    assert without_secrets(uri) == shown
 
 
 def test_a_bundle_that_is_no_better_is_refused_and_the_refusal_remembered(again, tmp_path):
