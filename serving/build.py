@@ -15,6 +15,7 @@ from features.config import Config
 from features.errors import ConfigError
 from serving.devices import place, reason
 from serving.index import Index, SearchParameter
+from serving.milvus import MilvusConfig
 from serving.vectors import Vectors, check_similarity
 
 _POINTS_PER_LIST = 64
@@ -48,6 +49,9 @@ class IndexConfig(Config):
         description="search parameters that are fixed instead of tuned, such as nprobe: 16; needs a factory",
     )
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU where faiss sees one")
+    milvus: MilvusConfig | None = Field(
+        None, description="keep the vectors in Milvus, past one machine; none: in a faiss index in the bundle"
+    )
 
     @field_validator("factory")
     @classmethod
@@ -62,6 +66,12 @@ class IndexConfig(Config):
     def _fixed_parameters_belong_to_a_factory(self) -> Self:
         if self.search and self.automatic:
             raise ValueError("search fixes parameters of one family; name its factory or remove search")
+        return self
+
+    @model_validator(mode="after")
+    def _milvus_has_settings_of_its_own(self) -> Self:
+        if self.milvus is not None and (self.factory is not None or self.memory is not None):
+            raise ValueError("factory and memory are of faiss; set index_type, build and search of milvus")
         return self
 
     @property

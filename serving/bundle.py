@@ -1,7 +1,7 @@
 """A bundle: query tower, document tower, index, ids and catalogue of one version, published by one rename.
 
     query/ document/ two_tower.json     the towers, byte for byte as the checkpoint has them
-    index/index.faiss                   rows in the order of ids.json
+    index/index.faiss                   rows in the order of ids.json; milvus.json where Milvus has them
     ids.json                            doc_id of each row
     documents.parquet                   the catalogue, same order: what encoders, BM25 and the page need
     manifest.json                       SHA-256 of every file, and the facts listed in `export`
@@ -25,7 +25,8 @@ from features.text import NORMALISER, document_text
 from serving import canary, trial
 from serving.devices import require_device
 from serving.filters import Catalogue
-from serving.index import Index, read
+from serving.index import Index, SearchEngine, read
+from serving.milvus import MilvusIndex
 from serving.vectors import SIMILARITIES
 from towers.two_tower import TwoTower
 
@@ -53,7 +54,7 @@ class Bundle:
     bundle_id: str
     artifact: Artifact
     towers: TwoTower
-    index: Index
+    index: SearchEngine
     documents: pd.DataFrame
     doc_ids: list[str]
     rows: dict[str, int]
@@ -103,7 +104,7 @@ def load(path: Path, device: str = "auto") -> Bundle:
     return Bundle(bundle_id, artifact, towers, index, documents, doc_ids, rows, lexical, catalogue)
 
 
-def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, Index, pd.DataFrame]:
+def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, SearchEngine, pd.DataFrame]:
     """Read and check every part of a bundle, whatever its directory is called.
 
     Raises:
@@ -118,7 +119,7 @@ def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, Index, pd.
             )
         trial.survive(artifact)
         towers = load_towers(path)
-        index = read(path / "index" / "index.faiss", device)
+        index = _open_index(path / "index", device)
         index.set_parameters(content["index"]["search"])
         documents = pd.read_parquet(path / "documents.parquet")
         doc_ids = json.loads((path / "ids.json").read_text(encoding="utf-8"))
@@ -134,8 +135,14 @@ def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, Index, pd.
     return artifact, towers, index, documents
 
 
+def _open_index(directory: Path, device: str) -> SearchEngine:
+    if (directory / MilvusIndex.file).exists():
+        return MilvusIndex.open(directory / MilvusIndex.file)
+    return read(directory / Index.file, device)
+
+
 def _check_agreement(
-    content: Any, towers: TwoTower, index: Index, documents: pd.DataFrame, doc_ids: list[str]
+    content: Any, towers: TwoTower, index: SearchEngine, documents: pd.DataFrame, doc_ids: list[str]
 ) -> None:
     if towers.similarity != content["similarity"]:
         raise BundleError(f"its towers score by {towers.similarity}, its index by {content['similarity']}")

@@ -16,7 +16,7 @@ import pandas as pd
 
 from features.errors import BundleError
 from serving.encode import encode_documents, encode_queries
-from serving.index import Index, Neighbours
+from serving.index import Neighbours, SearchEngine
 from serving.tune import exact_search
 from serving.vectors import Vectors
 from towers.two_tower import TwoTower
@@ -58,7 +58,7 @@ def spread(frame: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def record(
-    queries: pd.DataFrame, query_CD: Vectors, document_ND: Vectors, index: Index, doc_ids: list[str]
+    queries: pd.DataFrame, query_CD: Vectors, document_ND: Vectors, index: SearchEngine, doc_ids: list[str]
 ) -> list[dict[str, Any]]:
     """Return the canaries as JSON: the query, its exact neighbours, and what the index answers."""
     exact = exact_search(query_CD, document_ND, DEPTH)
@@ -72,7 +72,7 @@ def record(
 def check(
     canaries: list[dict[str, Any]],
     towers: TwoTower,
-    index: Index,
+    index: SearchEngine,
     documents: pd.DataFrame,
     rows: dict[str, int],
 ) -> None:

@@ -9,18 +9,20 @@ Shapes: B queries, N documents, D embedding.
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import faiss
+import pandas as pd
 
 from features.errors import ConfigError
 from serving.build import IndexConfig, SharedLists, build
 from serving.candidates import Candidate, LeftOut, candidates
 from serving.curve import Curve, Setting
-from serving.index import Index
+from serving.index import Index, SearchEngine
+from serving.milvus import MilvusIndex
 from serving.tune import Parameters, Reading, Yardstick, tune
-from serving.vectors import Vectors
+from serving.vectors import Vectors, check_similarity
 
 _TIE = 1.10
 _ROUNDS = 5
@@ -33,7 +35,7 @@ class Choice:
 
     Attributes:
         index: Built and set.
-        factory: Its faiss factory string.
+        factory: Its faiss factory string, or Milvus's type of index.
         parameters: Every search parameter that is set; a bundle restores them on load.
         ann_recall: ANN recall@k at these parameters on the tuning queries.
         met: Whether the target was reached; None where none was asked for.
@@ -41,7 +43,7 @@ class Choice:
         note: The choice in one sentence.
     """
 
-    index: Index
+    index: SearchEngine
     factory: str
     parameters: Parameters
     ann_recall: float
@@ -80,10 +82,13 @@ class _Contest:
         self.settings += [_setting(factory, reading, megabytes, seconds) for reading in readings]
         best = _best(readings, self.target)
         index.set_parameters(readings[best].parameters)
-        if self._beats(index, readings[best]):
-            self.index, self.reading, self.chosen = index, readings[best], start + best
+        if self._beats(index, readings[best], start + best):
+            self.index, self.chosen = index, start + best
+            self.reading = replace(
+                readings[best], batch_us=1e6 / self.settings[self.chosen].queries_per_second
+            )
 
-    def _beats(self, index: Index, challenger: Reading) -> bool:
+    def _beats(self, index: Index, challenger: Reading, place: int) -> bool:
         if self.index is None or self.reading is None:
             return True
         meets = challenger.ann_recall >= self.target
@@ -93,11 +98,22 @@ class _Contest:
             return challenger.ann_recall > self.reading.ann_recall
         if challenger.batch_us > 2 * self.reading.batch_us:
             return False
+        ours, theirs = self._in_turns(self.index, index)
+        self._retime(self.chosen, ours)
+        self._retime(place, theirs)
+        self.reading = replace(self.reading, batch_us=ours)
+        return ours > _TIE * theirs
+
+    def _in_turns(self, leader: Index, challenger: Index) -> tuple[float, float]:
+        """Return microseconds a query of both, taken in turns, so that what else runs slows both alike."""
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(_ROUNDS):
-            for contestant, taken in zip((self.index, index), times, strict=True):
-                taken += self.yardstick.batches(contestant)
-        return median(times[0]) > _TIE * median(times[1])
+            for index, taken in zip((leader, challenger), times, strict=True):
+                taken += self.yardstick.batches(index)
+        return median(times[0]), median(times[1])
+
+    def _retime(self, place: int, batch_us: float) -> None:
+        self.settings[place] = replace(self.settings[place], queries_per_second=1e6 / batch_us)
 
 
 def choose(document_ND: Vectors, query_BD: Vectors, config: IndexConfig, similarity: str) -> Choice:
@@ -128,6 +144,27 @@ def choose(document_ND: Vectors, query_BD: Vectors, config: IndexConfig, similar
         _check_memory(index, config)
         contest.enter(config.named_factory, index, dict(config.search), seconds)
     return _conclude(contest, config)
+
+
+def store_in_milvus(
+    document_ND: Vectors, documents: pd.DataFrame, query_BD: Vectors, config: IndexConfig, similarity: str
+) -> Choice:
+    """Put the vectors into Milvus as configured and measure its ANN recall; nothing there is tuned.
+
+    Raises:
+        ConfigError: If Milvus cannot be reached or refuses the index.
+        BundleError: If the vectors are not what `similarity` promises.
+    """
+    if config.milvus is None:
+        raise ValueError("index.milvus is not set")
+    check_similarity(document_ND, similarity)
+    index = MilvusIndex.create(document_ND, documents, config.milvus)
+    recall = Yardstick(query_BD, document_ND, config.k).recall(index)
+    met = None if config.target_recall is None else recall >= config.target_recall
+    factory = f"Milvus {config.milvus.index_type}"
+    reached = f"ANN recall@{min(config.k, index.size)} {recall:.4f} on {len(query_BD):,} tuning queries"
+    note = f"{factory} as configured, which nothing tunes; {reached}"
+    return Choice(index, factory, {}, recall, met, None, note)
 
 
 def _compare(contest: _Contest, document_ND: Vectors, config: IndexConfig, similarity: str) -> None:

@@ -17,7 +17,7 @@ from features.text import NORMALISER, TEXT_TEMPLATE
 from serving import canary
 from serving.build import IndexConfig
 from serving.bundle import ID_LENGTH, KIND, TOWERS, load_towers, open_bundle
-from serving.choose import Choice, choose
+from serving.choose import Choice, choose, store_in_milvus
 from serving.curve import JSON_NAME, PLOT_NAME
 from serving.devices import describe_faiss
 from serving.encode import Progress, encode_documents, encode_queries
@@ -63,7 +63,11 @@ def export(
     if documents.empty:
         raise BundleError(f"{examples} has no documents; there is nothing to index")
     document_ND = encode_documents(towers, documents, progress=progress)
-    choice = choose(document_ND, encode_queries(towers, sources.tuning), index, towers.similarity)
+    tuning_BD = encode_queries(towers, sources.tuning)
+    if index.milvus is None:
+        choice = choose(document_ND, tuning_BD, index, towers.similarity)
+    else:
+        choice = store_in_milvus(document_ND, documents, tuning_BD, index, towers.similarity)
     built = choice.index
     doc_ids = documents["doc_id"].tolist()
     content: dict[str, Any] = {
@@ -88,7 +92,7 @@ def export(
     def write(directory: Path) -> None:
         shutil.copytree(checkpoint / TOWERS, directory, dirs_exist_ok=True)
         (directory / "index").mkdir()
-        built.write(directory / "index" / "index.faiss")
+        built.write(directory / "index" / built.file)
         if choice.curve is not None:
             choice.curve.write(directory / "index")
         write_json(directory / "ids.json", doc_ids)

@@ -48,7 +48,15 @@ class Neighbours(NamedTuple):
 
 
 class SearchEngine(Protocol):
-    """What a bundle's vectors are searched with: FAISS here, or a service elsewhere."""
+    """What a bundle's vectors are searched with: FAISS here, or a service elsewhere.
+
+    Attributes:
+        file: What `write` writes, in a bundle's folder `index/`.
+        note: Where it searches, in words.
+    """
+
+    file: str
+    note: str
 
     @property
     def dimension(self) -> int:
@@ -59,14 +67,27 @@ class SearchEngine(Protocol):
         """N: number of documents that can be found."""
 
     @property
-    def note(self) -> str:
-        """Where it searches, in words."""
+    def is_lossless(self) -> bool:
+        """Whether `vectors` are the very vectors that were added."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the file that `write` makes."""
 
     def set_parameters(self, parameters: dict[SearchParameter, int]) -> None:
         """Fix search parameters for every later search."""
 
     def search(self, query_BD: Vectors, k: int, selection: Selection | None = None) -> list[Neighbours]:
         """Return the k nearest documents of each query among the selected ones, as catalogue rows."""
+
+    def way(self, selection: Selection) -> str:
+        """Return how a selection is searched."""
+
+    def vectors(self, rows: Rows) -> Vectors:
+        """Return (n, D) vectors of catalogue rows."""
+
+    def write(self, path: Path) -> None:
+        """Write what opens it again."""
 
 
 class Index:
@@ -88,6 +109,8 @@ class Index:
         BundleError: If the index does not use the inner product, or `alive` is of another index.
         ConfigError: If a GPU was required and there is none, or it cannot hold this kind of index.
     """
+
+    file = "index.faiss"
 
     def __init__(self, faiss_index: Any, device: str = "auto", alive: Mask | None = None) -> None:
         if faiss_index.metric_type != faiss.METRIC_INNER_PRODUCT:

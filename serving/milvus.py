@@ -11,10 +11,10 @@ Shapes: B queries, N documents, D embedding, k neighbours.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,7 +33,6 @@ from serving.filters import Selection
 from serving.index import Neighbours, SearchParameter
 from serving.vectors import Vectors, check_vectors
 
-FILE = "milvus.json"
 URI_VARIABLE = "TWOTOWER_MILVUS_URI"
 TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
 MAX_K = 16_384
@@ -90,7 +89,7 @@ class MilvusIndex:
         stored: Which collection, and how it is searched.
     """
 
-    device: Literal["cpu"] = "cpu"
+    file = "milvus.json"
 
     def __init__(self, client: Any, stored: _Collection) -> None:
         self._client = client
@@ -99,7 +98,10 @@ class MilvusIndex:
 
     @classmethod
     def create(cls, document_ND: Vectors, documents: pd.DataFrame, config: MilvusConfig) -> Self:
-        """Write vectors and catalogue fields into a new collection and index it.
+        """Write vectors and catalogue fields into a collection and index it.
+
+        The collection's name is a digest of what it holds: one that is there and whole is taken as it is, one
+        that an interrupted export left is written anew.
 
         Args:
             document_ND: Finite float32, in the catalogue's order.
@@ -113,7 +115,7 @@ class MilvusIndex:
         checked_ND = check_vectors(document_ND, document_ND.shape[1])
         stored = _Collection(
             uri=config.uri,
-            collection=f"twotower_{uuid.uuid4().hex}",
+            collection=f"twotower_{_fingerprint(checked_ND, documents, config)}",
             rows=len(documents),
             dimension=checked_ND.shape[1],
             moments=[str(name) for name in documents.select_dtypes(["datetimetz", "datetime"])],
@@ -123,6 +125,11 @@ class MilvusIndex:
         )
         client = _connect(config.uri)
         with _refusing(f"index.milvus: {config.uri}"):
+            if client.has_collection(stored.collection):
+                if _rows(client, stored.collection) == stored.rows:
+                    client.load_collection(stored.collection)
+                    return cls(client, stored)
+                client.drop_collection(stored.collection)
             try:
                 _create(client, stored, config)
                 for batch in _batches(checked_ND, documents):
@@ -152,7 +159,7 @@ class MilvusIndex:
             if not client.has_collection(stored.collection):
                 raise BundleError(f"Milvus at {uri} has no collection {stored.collection}; export again")
             client.load_collection(stored.collection)
-            rows = int(client.get_collection_stats(stored.collection)["row_count"])
+            rows = _rows(client, stored.collection)
         if rows != stored.rows:
             raise BundleError(f"collection {stored.collection} has {rows} rows; the bundle has {stored.rows}")
         return cls(client, stored)
@@ -171,6 +178,11 @@ class MilvusIndex:
     def is_lossless(self) -> bool:
         """Whether `vectors` are the very vectors that were added: Milvus keeps them beside any index."""
         return True
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the file that `write` makes; the vectors are elsewhere."""
+        return len(json.dumps(asdict(self._stored)))
 
     def set_parameters(self, parameters: dict[SearchParameter, int]) -> None:
         """Accept no FAISS parameter; a collection is searched as `MilvusConfig.search` says.
@@ -204,6 +216,13 @@ class MilvusIndex:
         expression = "" if selection is None else _expression(selection, self._stored.moments)
         found = self._ask(checked_BD, k, expression)
         return [_neighbours(hits, selection) for hits in found]
+
+    def way(self, selection: Selection) -> Literal["whole", "rows", "filters"]:
+        """Return how Milvus is told of a selection: not at all, by its rows, or by the filters themselves."""
+        forbidden = len(selection.mask) - selection.count
+        if not forbidden:
+            return "whole"
+        return "rows" if min(selection.count, forbidden) <= _LISTED_ROWS else "filters"
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> Vectors:
         """Return (n, D) vectors of catalogue rows.
@@ -286,6 +305,20 @@ def _refusing(what: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(getattr(error, "message", "") or error).split())[:200]
+
+
+def _rows(client: Any, collection: str) -> int:
+    return int(client.get_collection_stats(collection)["row_count"])
+
+
+def _fingerprint(document_ND: Vectors, documents: pd.DataFrame, config: MilvusConfig) -> str:
+    """Return a digest of everything that a collection holds."""
+    digest = hashlib.sha256(np.ascontiguousarray(document_ND).tobytes())
+    for batch in _batches(document_ND, documents):
+        texts = [[row["doc_id"], row["fields"]] for row in batch]
+        digest.update(json.dumps(texts, ensure_ascii=False).encode())
+    digest.update(f"{config.index_type} {sorted(config.build.items())}".encode())
+    return digest.hexdigest()[:32]
 
 
 def _create(client: Any, stored: _Collection, config: MilvusConfig) -> None:

@@ -96,7 +96,8 @@ class Explanation:
         str | None,
         Field(
             description="how the index kept to them: exhaustive (every allowed document scored), selective "
-            "(a usual search of allowed documents), overfetched (the others dropped), whole (none to drop)"
+            "(a usual search of allowed documents), overfetched (the others dropped), whole (none to drop); "
+            "of Milvus: rows (it is told which) or filters (it reads them itself)"
         ),
     ] = None
     hits: Annotated[list[HitExplanation], Field(description="one for each hit, in their order")]

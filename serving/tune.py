@@ -16,7 +16,7 @@ from statistics import median
 import faiss
 import numpy as np
 
-from serving.index import Index, Neighbours, SearchParameter
+from serving.index import Index, Neighbours, SearchEngine, SearchParameter
 from serving.vectors import Vectors, check_vectors
 
 Parameters = dict[SearchParameter, int]
@@ -38,7 +38,7 @@ class Reading:
     Attributes:
         parameters: The search parameters.
         ann_recall: ANN recall@k.
-        batch_us: Microseconds a query that faiss takes in batches of 32, on one thread: the median over batches.
+        batch_us: Microseconds a query in faiss, in batches of 32 on one thread: the median over batches.
         p50_us: Microseconds of a query alone, on one thread: the median.
     """
 
@@ -71,7 +71,7 @@ class Yardstick:
             for found, length in zip(self._exact, lengths_B, strict=True)
         ]
 
-    def recall(self, index: Index) -> float:
+    def recall(self, index: SearchEngine) -> float:
         """Return the mean ANN recall@k at the index's present parameters."""
         shares = []
         for query_D, wanted, lowest, got in zip(
@@ -137,7 +137,7 @@ def exact_search(query_BD: Vectors, document_ND: Vectors, k: int) -> list[Neighb
     return found
 
 
-def ann_recall(index: Index, query_BD: Vectors, document_ND: Vectors, k: int) -> float:
+def ann_recall(index: SearchEngine, query_BD: Vectors, document_ND: Vectors, k: int) -> float:
     """Return the mean ANN recall@k of the index over the queries, at its present parameters.
 
     Raises:

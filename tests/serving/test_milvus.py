@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from features.errors import BundleError, ConfigError
 from serving.build import IndexConfig, build
+from serving.bundle import load
 from serving.filters import Catalogue, Selection
 from serving.milvus import IndexUnavailableError, MilvusConfig, MilvusIndex
+from serving.retriever import Retriever
 
 DOCUMENTS = 12_000
 ODD = 'od"d \\ näme'
@@ -153,3 +156,28 @@ def test_a_row_that_milvus_refuses_leaves_no_collection(tmp_path: Path) -> None:
     client = MilvusClient(config.uri)
     assert client.list_collections() == []
     client.close()
+
+
+def test_a_bundle_whose_vectors_are_in_milvus_answers_as_one_with_faiss(
+    make: Any, tmp_path: Path, bundle: Any
+) -> None:
+    config = IndexConfig(k=5, target_recall=0.9, milvus=MilvusConfig(uri=str(tmp_path / "vectors.db")))
+    path = make.shop(tmp_path / "store", index=config).path
+    assert [file.name for file in (path / "index").iterdir()] == ["milvus.json"]
+    elsewhere = Retriever(load(path))
+    here = Retriever(bundle)
+    for text in ("red shoes", "茶壶"):
+        assert [hit.doc_id for hit in elsewhere.search(text, k=8)] == [
+            hit.doc_id for hit in here.search(text, k=8)
+        ]
+    described = elsewhere.bundle.artifact.content["index"]
+    assert described["factory"] == "Milvus FLAT"
+    assert described["ann_recall"]["value"] == 1.0
+    assert described["ann_recall"]["target_met_when_tuned"] is True
+    again = make.shop(tmp_path / "store", index=config).path
+    assert again == path
+
+
+def test_settings_of_faiss_and_of_milvus_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match="factory and memory are of faiss"):
+        IndexConfig(factory="Flat", milvus=MilvusConfig(uri="x.db"))
