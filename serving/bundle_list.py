@@ -12,8 +12,6 @@ from serving.store import Store
 RUNS = "runs"
 """Folder of a store with one JSON file for each run of the pipeline."""
 
-CURVE = Path("index") / "curve.json"
-
 
 def describe(artifact: Artifact) -> dict[str, Any]:
     """Return the facts of a bundle that a list of bundles shows."""
@@ -32,26 +30,22 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "index": {
             "factory": str(index["factory"]),
             "search": dict(index.get("search") or {}),
+            "note": index.get("note"),
             "ann_recall": recall.get("value"),
             "k": recall.get("k"),
             "target": recall.get("target"),
             "target_met": recall.get("target_met_when_tuned"),
-            "curve": curve_of(artifact),
+            "curve": curve_of(content),
         },
     }
 
 
-def curve_of(artifact: Artifact) -> list[dict[str, Any]]:
-    """Return the measured points of the index: parameters, ANN recall, and speed where it was measured."""
-    content = artifact.content["index"]
-    points = content.get("curve") or (content.get("ann_recall") or {}).get("curve") or []
-    if not points and CURVE.as_posix() in artifact.manifest["files"]:
-        try:
-            read = json.loads((artifact.path / CURVE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return []
-        points = read.get("curve", []) if isinstance(read, dict) else read
-    return [dict(point) for point in points if isinstance(point, Mapping)]
+def curve_of(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return everything that was measured when the index was chosen, or None where nothing was."""
+    curve = (content.get("measured") or {}).get("index_curve")
+    if not isinstance(curve, Mapping) or not curve.get("settings"):
+        return None
+    return {name: curve.get(name) for name in ("target", "k", "queries", "chosen", "settings")}
 
 
 def listed(store: Store, most: int) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from features.errors import ArtifactError
 from features.text import normalise
+from serving.bundle import Bundle
 from serving.bundle_list import listed, page_of, runs_of
 from serving.current import Current
 from serving.judgments import GRADES, Judgments, query_id_of
@@ -16,6 +17,7 @@ from serving.wire import REFUSALS, DocId
 
 _UNSHOWN = ("canaries",)
 _LISTED = 100
+_EXAMPLES, _EXAMPLE_HISTORY = 6, 5
 _THUMBS = {"up": 2, "down": 0}
 
 bundles = APIRouter(responses=REFUSALS)
@@ -28,6 +30,20 @@ class RefusalReply(BaseModel):
     message: str
 
 
+class ExampleTitle(BaseModel):
+    """A document by its title."""
+
+    doc_id: str
+    title: str
+
+
+class ExampleReply(BaseModel):
+    """A query to try, out of those that the bundle was checked with."""
+
+    text: str | None = Field(None, description="for a bundle that answers texts")
+    history: list[ExampleTitle] | None = Field(None, description="for a bundle that answers histories")
+
+
 class BundleReply(BaseModel):
     """The served bundle."""
 
@@ -37,6 +53,7 @@ class BundleReply(BaseModel):
     documents: int
     query_inputs: list[Literal["text", "history"]]
     refused: RefusalReply | None = Field(description="set while the store's champion could not be loaded")
+    examples: list[ExampleReply] = Field(description="queries to try")
     manifest: dict[str, Any] = Field(description="what the bundle says of itself; canaries left out")
 
 
@@ -48,6 +65,28 @@ class RunReply(BaseModel):
     url: str | None = Field(None, description="its page in MLflow, where MLflow has pages")
 
 
+class SettingReply(BaseModel):
+    """One measured setting of one index."""
+
+    factory: str = Field(description="faiss factory string")
+    parameters: dict[str, Any] = Field(description="search parameters")
+    ann_recall: float = Field(description="share of the exact neighbours that it finds")
+    queries_per_second: float | None = Field(None, description="in batches, on one thread")
+    p50_us: float | None = Field(None, description="microseconds of one query alone, the median")
+    megabytes: float | None = Field(None, description="size of the index file")
+    build_seconds: float | None = Field(None, description="training and adding")
+
+
+class CurveReply(BaseModel):
+    """What the index was chosen from."""
+
+    target: float = Field(description="the ANN recall that was asked for")
+    k: int = Field(description="how many neighbours it is measured on")
+    queries: int = Field(description="how many held-out queries it was measured on")
+    chosen: int = Field(description="place of the chosen setting")
+    settings: list[SettingReply]
+
+
 class IndexReply(BaseModel):
     """A bundle's index and what was measured of it."""
 
@@ -57,7 +96,8 @@ class IndexReply(BaseModel):
     k: int | None = Field(None, description="how many neighbours that is measured on")
     target: float | None = Field(None, description="the ANN recall that was asked for")
     target_met: bool | None = Field(None, description="whether tuning reached it")
-    curve: list[dict[str, Any]] = Field(description="every setting that was measured")
+    note: str | None = Field(None, description="why this index, in words")
+    curve: CurveReply | None = Field(None, description="what it was chosen from, where it was measured")
 
 
 class ListedBundle(BaseModel):
@@ -144,6 +184,7 @@ async def bundle(request: Request, current: Current) -> BundleReply:
         documents=len(opened.doc_ids),
         query_inputs=opened.query_inputs,
         refused=RefusalReply(bundle_id=refusal.bundle_id, message=refusal.message) if refusal else None,
+        examples=_examples(opened),
         manifest={key: value for key, value in opened.artifact.content.items() if key not in _UNSHOWN},
     )
 
@@ -209,6 +250,21 @@ def judgments(
         raise UnwritableError(str(error)) from None
     grades = [GradeReply(doc_id=one.doc_id, grade=one.grade) for one in kept]
     return JudgmentsReply(query_id=query_id_of(text), query=text, judgments=grades)
+
+
+def _examples(opened: Bundle) -> list[ExampleReply]:
+    """Return the canaries' queries: real ones of the log, or titles where the log has few."""
+    examples = []
+    titles = opened.documents["title"]
+    for canary in opened.artifact.content["canaries"]:
+        text, history = canary["query"]["text"], canary["query"]["history"]
+        known = [doc_id for doc_id in history if doc_id in opened.rows][-_EXAMPLE_HISTORY:]
+        if text:
+            examples.append(ExampleReply(text=text))
+        elif known:
+            named = [ExampleTitle(doc_id=one, title=str(titles.iat[opened.rows[one]])) for one in known]
+            examples.append(ExampleReply(history=named))
+    return examples[:_EXAMPLES]
 
 
 class UnwritableError(QueryError):
