@@ -28,6 +28,7 @@ from serving.subsets import (
     overfetched,
     selective,
     stored_vectors,
+    tunable,
 )
 from serving.vectors import Vectors, check_vectors
 
@@ -119,7 +120,7 @@ class Index:
             )
         if alive is not None and len(alive) != faiss_index.ntotal:
             raise BundleError(f"ids for {len(alive)} vectors; the index has {faiss_index.ntotal}")
-        self.tunable, self.largest_setting = _tunable(faiss_index)
+        self.tunable, self.largest_setting = tunable(faiss_index)
         self._host = faiss_index  # searched for selections also where all else is searched on a GPU
         self._searched, self.device, self.note = place(faiss_index, device)
         # a GPU index shares one StandardGpuResources: one searching thread at a time
@@ -290,15 +291,3 @@ def read(path: Path, device: str = "auto", alive: Mask | None = None) -> Index:
         return Index(read_faiss(path), device, alive)
     except RuntimeError as error:
         raise BundleError(f"{path} is not a readable faiss index: {reason(error)}") from None
-
-
-def _tunable(index: Any) -> tuple[SearchParameter | None, int]:
-    lists = faiss.try_extract_index_ivf(index)
-    if lists is not None:
-        return "nprobe", int(lists.nlist)
-    core = faiss.downcast_index(index)
-    while isinstance(core, faiss.IndexPreTransform | faiss.IndexRefine):
-        core = faiss.downcast_index(
-            core.index if isinstance(core, faiss.IndexPreTransform) else core.base_index
-        )
-    return ("efSearch", max(1, int(index.ntotal))) if isinstance(core, faiss.IndexHNSW) else (None, 1)

@@ -15,7 +15,7 @@ Shapes: B queries, N rows, D embedding, k neighbours.
 """
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import faiss
 import numpy as np
@@ -66,6 +66,22 @@ class Allowed:
     def share(self) -> float:
         """Allowed rows out of all."""
         return self.count / max(1, len(self.mask))
+
+
+def tunable(index: Any) -> tuple[Literal["nprobe", "efSearch"] | None, int]:
+    """Return the parameter that trades time for ANN recall, and beyond which value search gains nothing.
+
+    Where search is a full scan there is none.
+    """
+    lists = _faiss.try_extract_index_ivf(index)
+    if lists is not None:
+        return "nprobe", int(lists.nlist)
+    core = _faiss.downcast_index(index)
+    while isinstance(core, _faiss.IndexPreTransform | _faiss.IndexRefine):
+        core = _faiss.downcast_index(
+            core.index if isinstance(core, _faiss.IndexPreTransform) else core.base_index
+        )
+    return ("efSearch", max(1, int(index.ntotal))) if isinstance(core, _faiss.IndexHNSW) else (None, 1)
 
 
 def can_select(index: Any) -> bool:
@@ -142,9 +158,10 @@ def stored_vectors(index: Any, rows: Rows) -> Vectors:
     """
     core = _faiss.downcast_index(index)
     lists = _faiss.try_extract_index_ivf(core)
+    lists = None if lists is None else _faiss.downcast_index(lists)
     if isinstance(core, _faiss.IndexRefine):
         return stored_vectors(core.refine_index, rows)
-    if isinstance(lists, _faiss.IndexIVFFastScan):  # faiss 1.15.1 crashes on it
+    if isinstance(lists, _faiss.IndexIVFFastScan):  # once read from a file, faiss 1.15.1 crashes
         raise BundleError("vectors cannot be read back from fast-scan lists without refinement; encode again")
     if lists is not None:
         lists.make_direct_map()
