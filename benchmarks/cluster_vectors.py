@@ -30,16 +30,16 @@ def draw(size: int, queries: int, dimension: int, seed: int) -> tuple[Vectors, V
     random = np.random.default_rng(seed)
     topics, subtopics = max(10, size // 2_500), max(30, size // 100)
     spectrum = np.arange(1, dimension + 1, dtype=np.float32) ** -_DECAY
-    topic_TD = _normal(random, topics, spectrum)
-    parent_S = random.choice(topics, subtopics, p=_zipf(topics))
-    subtopic_SD = topic_TD[parent_S] + _SUBTOPIC * _normal(random, subtopics, spectrum)
-    share_S = random.permutation(_zipf(subtopics))
+    topic = _normal(random, topics, spectrum)
+    parent = random.choice(topics, subtopics, p=_zipf(topics))
+    subtopic = topic[parent] + _SUBTOPIC * _normal(random, subtopics, spectrum)
+    share = random.permutation(_zipf(subtopics))
     rotation = np.linalg.qr(random.standard_normal((dimension, dimension)))[0].astype(np.float32)
     parts = []
     for start in range(0, size + queries, _CHUNK):
         count = min(_CHUNK, size + queries - start)
-        of = random.choice(subtopics, count, p=share_S)
-        part = (subtopic_SD[of] + _DOCUMENT * _normal(random, count, spectrum)) @ rotation
+        of = random.choice(subtopics, count, p=share)
+        part = (subtopic[of] + _DOCUMENT * _normal(random, count, spectrum)) @ rotation
         parts.append(part / np.linalg.norm(part, axis=1, keepdims=True))
     drawn = np.concatenate(parts)
     return drawn[:size], drawn[size:]
