@@ -1,16 +1,18 @@
-"""One batch over several ranks: each encodes a part of it, all compute the same objective of the whole.
+"""One batch over several ranks: each encodes a part of it and computes a part of its objective.
 
 A batch is a pure function of (seed, stage, step), so every rank lays out the whole of it: masks, distinct
-documents and places are those of all ranks' rows, and a query's positive is where it is with one rank. Only
-the encoding is shared out. A rank then
+documents and places are those of all ranks' rows, and a query's positive is where it is with one rank. A
+rank then
 
 1. encodes its chunks of the distinct rows, some ranks one chunk more than others, or none;
 2. `Ranks.gather` gathers the vectors of all ranks;
-3. computes the objective of the whole batch and its gradient at the vectors, of which it keeps its own rows';
-4. pushes those through its encoder, and `Ranks.sum_gradients` adds up what the ranks have, in one all-reduce.
+3. computes its part of the objective (`towers.parts`) and its gradient at the vectors; `Ranks.sum_parts` adds
+   up both, in one all-reduce;
+4. pushes its own rows' gradient through its encoder, and `Ranks.sum_gradients` adds up the weights' gradients
+   that the ranks have, in another.
 
-What enters the objective other than through vectors, the temperature, counts on the first rank only. What
-is encoded without a gradient, the corpus to mine in and the queue's documents, `encode_together` shares out.
+What is encoded without a gradient, the corpus to mine in and the queue's documents, is shared out by
+`encode_together`.
 
 Shapes: V distinct rows of the batch, D embedding; P numbers of all parameters.
 """
@@ -84,9 +86,23 @@ class Ranks:
         dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
-    def counted_once(self, value: Tensor) -> Tensor:
-        """Return the value, with a gradient on the first rank only, since all ranks compute with it."""
-        return value if self.rank == 0 else value.detach()
+    def sum_parts(self, value: Tensor, leaves: Sequence[Tensor]) -> float:
+        """Return the sum of a value over the ranks, and replace each leaf's gradient by its sum over them.
+
+        Args:
+            value: This rank's part of a scalar, whose backward has been run.
+            leaves: What it was computed of, equal on all ranks; without a gradient: of zeros.
+        """
+        if self.size == 1:
+            return value.item()
+        parts = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        flat = torch.cat([value.detach().to(parts[0].dtype).view(1), *(part.reshape(-1) for part in parts)])
+        dist.all_reduce(flat)
+        end = 1
+        for leaf in leaves:
+            leaf.grad = flat[end : end + leaf.numel()].view_as(leaf)
+            end += leaf.numel()
+        return flat[0].item()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the ranks, in one all-reduce.
@@ -107,6 +123,10 @@ class Ranks:
         for parameter, end, ranks in zip(trained, ends, counts, strict=True):
             total = flat_P[end - parameter.numel() : end].view_as(parameter)
             parameter.grad = total.clone() if ranks else None
+
+
+ALONE = Ranks()
+"""A process that trains by itself."""
 
 
 @torch.no_grad()

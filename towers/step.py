@@ -115,13 +115,15 @@ def take_step(
         query_BD,
         document_ND,
         batch.excluded,
-        temperature=means.ranks.counted_once(model.temperature),
+        temperature=model.temperature,
         log_q_N=batch.log_q,
         weight_B=batch.weight,
         own=own,
+        ranks=means.ranks,
     )
-    _require_finite("loss", value.item())
     torch.autograd.backward(value)
+    loss = means.ranks.sum_parts(value, [queries.vectors, documents.vectors])
+    _require_finite("loss", loss)
     queries.push()
     documents.push()
     means.ranks.sum_gradients(model.parameters())
@@ -130,7 +132,7 @@ def take_step(
     optimizer.step()
     if own is not None:
         own = OwnScores(own.score_BU.detach(), own.excluded_BU, own.log_q_BU)
-    return Step(value.item(), norm, batch, query_BD.detach(), document_ND.detach(), own)
+    return Step(loss, norm, batch, query_BD.detach(), document_ND.detach(), own)
 
 
 def _encode(encode: Encode, features: Features, rows: Tensor, means: Means, model: TwoTower) -> _Encoding:

@@ -13,7 +13,7 @@ from torch import Tensor
 from towers.collate import Batches
 from towers.data import read_training_data
 from towers.distributed import Ranks
-from towers.losses import CrossEntropyConfig
+from towers.losses import CrossEntropyConfig, HingeConfig, LossConfig, TripletConfig, WeightedSumConfig
 from towers.negatives import Scope
 from towers.objective import build_objective
 from towers.step import Inputs, Means, take_step
@@ -28,26 +28,32 @@ TOWER = {
 TOWERS = TowersConfig.model_validate(
     {"dimension": 8, "learn_temperature": True, "query": TOWER, "document": TOWER}
 )
-CASES: dict[str, tuple[int, Scope, int | None, bool]] = {
-    "plain": (40, "batch", None, False),
-    "cached": (40, "own", 7, False),
-    "tiled": (40, "batch", None, True),
-    "cached, tiled": (41, "batch", 7, True),
-    "fewer chunks than ranks": (5, "own", 64, False),
+ENTROPY = CrossEntropyConfig(list_weight=1.0)
+SUM = WeightedSumConfig(
+    first=CrossEntropyConfig(), second=HingeConfig(margin=0.3), weight_from=0.5, weight_to=0.5
+)
+CASES: dict[str, tuple[int, Scope, int | None, bool, LossConfig]] = {
+    "plain": (40, "batch", None, False, ENTROPY),
+    "cached": (40, "own", 7, False, ENTROPY),
+    "tiled": (40, "batch", None, True, ENTROPY),
+    "cached, tiled": (41, "batch", 7, True, SUM),
+    "one objective for all ranks": (40, "own", 7, False, TripletConfig()),
+    "fewer chunks than ranks": (5, "own", 64, False, ENTROPY),
+    "fewer rows than ranks": (2, "own", 64, True, ENTROPY),
 }
-"""Batch size, who sees unclicked documents, rows encoded at once, tiles."""
+"""Batch size, who sees unclicked documents, rows encoded at once, tiles, objective."""
 
 
 def one_step(examples: Path, case: str, ranks: Ranks) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Take a step; return its loss and gradient norm, and the gradient of every weight."""
-    size, scope, encode_rows, tiled = CASES[case]
+    size, scope, encode_rows, tiled, loss = CASES[case]
     data = read_training_data(examples)
     torch.manual_seed(0)
     model = build_two_tower(TOWERS, data.documents, data.queries)
     model.train(encode_rows is not None)  # dropout is drawn by chunk, and these would differ
     inputs = Inputs(model.prepare_queries(data.queries), model.prepare_documents(data.documents))
     batch = Batches(data, size, 2, scope, (0,)).batch(0)
-    objective = build_objective(CrossEntropyConfig(list_weight=1.0), tiled=tiled)
+    objective = build_objective(loss, tiled=tiled)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     step = take_step(model, inputs, batch, objective, optimizer, Means(None, encode_rows, ranks))
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
