@@ -342,6 +342,10 @@ def _flow(config: Path, overrides: list[str] | None, refresh: list[str] | None, 
         from pipelines.judged import prepared_qrels
 
         prepared_qrels(Workspace(resolved.store), resolved.qrels)  # and before a long training
+    if resolved.sign is not None and STAGES.index(until) >= STAGES.index("export"):
+        from serving.signing import read_private_key
+
+        read_private_key(resolved.sign.key)
     sys.stderr.write("starting  Prefect and MLflow; this takes some seconds\n")
     from pipelines.flows import twotower_run
 

@@ -23,6 +23,7 @@ from pipelines.located_yaml import Key, Located, nearest, override, read_located
 from pipelines.study_config import CollapseStudyConfig
 from serving.api import ServeConfig
 from serving.build import IndexConfig
+from serving.signing import SignConfig
 from towers.encoders.inputs import FeatureTowerConfig
 from towers.evaluate import EvaluateConfig
 from towers.train import TrainConfig
@@ -90,6 +91,9 @@ class RunConfig(Config):
     )
     index: IndexConfig = Field(default_factory=IndexConfig, description="The nearest-neighbour index.")
     serve: ServeConfig = Field(default_factory=ServeConfig, description="The HTTP API.")
+    sign: SignConfig | None = Field(
+        default=None, description="How new bundles are signed; none leaves them unsigned."
+    )
     promote: PromoteConfig = Field(default_factory=PromoteConfig, description="When to swap the champion.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="MLflow.")
     study: CollapseStudyConfig | None = Field(

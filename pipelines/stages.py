@@ -20,6 +20,7 @@ from pipelines.local_models import model_digests
 from pipelines.promote import Decision, promote
 from pipelines.tracking import StageRun, Tracking
 from pipelines.workspace import StageResult, Workspace, stage_key
+from serving.signing import sign
 from serving.store import Store
 
 
@@ -213,7 +214,7 @@ class Export(Stage):
         if record is None:
             return None
         try:
-            return self.outcome(Store(self.config.store).bundle(str(record["bundle"])))
+            return self._signed(Store(self.config.store).bundle(str(record["bundle"])))
         except ArtifactError:
             return None
 
@@ -230,6 +231,12 @@ class Export(Stage):
             "evaluation": str(evaluation),
         }
         self.workspace.write_record("exports", self.key, record)
+        return self._signed(artifact)
+
+    def _signed(self, artifact: Artifact) -> Outcome:
+        """Sign the bundle with the configured key, where there is one and it did not yet."""
+        if self.config.sign is not None:
+            sign(artifact.path, self.config.sign)
         return self.outcome(artifact)
 
     def summary(self, artifact: Artifact) -> str:

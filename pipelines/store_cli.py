@@ -59,6 +59,10 @@ def verify(
     bundle_id: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="One bundle; all without it.")
     ] = None,
+    trusted_key: Annotated[
+        list[Path] | None,
+        typer.Option("--trusted-key", metavar="PEM", help="Public key that may have signed; repeatable."),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -70,7 +74,7 @@ def verify(
     found: dict[str, str | None] = {}
     for name in opened.bundle_ids() if bundle_id is None else [bundle_id]:
         try:
-            load(opened.bundle(name).path, "cpu")
+            load(opened.bundle(name).path, "cpu", tuple(trusted_key or ()))
             found[name] = None
         except TwotowerError as error:
             found[name] = str(error)

@@ -35,6 +35,7 @@ from serving.retriever import QueryLimits
 from serving.routes import PAGE, router
 from serving.server import DrainConfig, build_server
 from serving.shelf import Shelf
+from serving.signing import read_public_key
 from serving.store import Store
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,10 @@ class ServeConfig(Config):
     mlflow: str | None = Field(
         None, description="where MLflow's pages are, so that the page links runs to them"
     )
+    trusted_keys: tuple[Path, ...] = Field(
+        (),
+        description="Ed25519 public keys (PEM), one of which must have signed a bundle; none: any is served",
+    )
     query_log: QueryLogConfig = Field(
         default_factory=QueryLogConfig, description="what was asked and shown, for later training"
     )
@@ -77,7 +82,10 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
     """
     settings = config or ServeConfig()
     metrics = Metrics()
-    follower = Follower(Store(store), settings.limits, settings.device, settings.poll_seconds)
+    for key in settings.trusted_keys:
+        read_public_key(key)
+    opened = Store(store, settings.trusted_keys)
+    follower = Follower(opened, settings.limits, settings.device, settings.poll_seconds)
     batcher = Batcher(settings.batching, metrics)
     admission = Admission(settings.admission)
     query_log = QueryLog(store / "ubi", settings.query_log, metrics)

@@ -22,7 +22,7 @@ from features.artifact import Artifact
 from features.errors import ArtifactError, BundleError
 from features.lexical import LexicalIndex
 from features.text import NORMALISER, document_text
-from serving import canary, trial
+from serving import canary, signing, trial
 from serving.devices import require_device
 from serving.filters import Catalogue
 from serving.index import Index, SearchEngine, read
@@ -49,6 +49,7 @@ class Bundle:
         rows: The row of each id.
         lexical: BM25 over the same catalogue.
         catalogue: Its fields, ready to be filtered.
+        query_encoder: From checked queries to vectors, by the query tower or its graph.
     """
 
     bundle_id: str
@@ -60,6 +61,7 @@ class Bundle:
     rows: dict[str, int]
     lexical: LexicalIndex
     catalogue: Catalogue
+    query_encoder: QueryEncoder
 
     @property
     def query_inputs(self) -> list[str]:
@@ -78,18 +80,21 @@ class Bundle:
         return None if length is None else int(length)
 
 
-def load(path: Path, device: str = "auto") -> Bundle:
+def load(path: Path, device: str = "auto", trusted_keys: tuple[Path, ...] = ()) -> Bundle:
     """Open a published bundle after checking all of it.
 
     Args:
         path: `…/bundles/<bundle id>`.
         device: Where the index is searched: `auto`, `cpu` or `gpu`.
+        trusted_keys: Public keys, one of which must have signed the manifest; none asks for no signature.
 
     Raises:
-        BundleError: If a file is missing or damaged, parts disagree, or a canary answers differently.
-        ConfigError: If a GPU is required and there is none.
+        BundleError: If a file is missing or damaged, parts disagree, a canary answers differently, or no
+            trusted key signed it.
+        ConfigError: If a GPU is required and there is none, or a key cannot be used.
     """
     require_device(device)
+    signing.check(path, trusted_keys)
     artifact, towers, index, documents = open_bundle(path, device)
     bundle_id = artifact.digest[:ID_LENGTH]
     if path.resolve().name != bundle_id:
@@ -101,7 +106,7 @@ def load(path: Path, device: str = "auto") -> Bundle:
     rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
     lexical = LexicalIndex.build(doc_ids, texts)
     catalogue = Catalogue.build(documents)
-    return Bundle(bundle_id, artifact, towers, index, documents, doc_ids, rows, lexical, catalogue)
+    return Bundle(bundle_id, artifact, towers, index, documents, doc_ids, rows, lexical, catalogue, encoder)
 
 
 def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, SearchEngine, pd.DataFrame]:

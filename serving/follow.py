@@ -106,7 +106,7 @@ class Follower:
     def _swap(self, bundle_id: str, state: tuple[str, int, int]) -> None:
         log.info("loading bundle %s", bundle_id)
         try:
-            bundle = load(self.store.bundle_path(bundle_id), self._device)
+            bundle = load(self.store.bundle_path(bundle_id), self._device, self.store.trusted_keys)
         except (TwotowerError, MemoryError) as error:
             self._refused_state, self._retry_at = state, time.monotonic() + RETRY_SECONDS
             short_of_memory = "not enough memory to hold it beside the bundle that is served"

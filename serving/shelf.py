@@ -102,7 +102,8 @@ class Shelf:
             while len(self._open) >= self._kept:
                 self._open.popitem(last=False)
         try:
-            opened = Retriever(load(self.store.bundle_path(bundle_id), self._device), self._limits)
+            bundle = load(self.store.bundle_path(bundle_id), self._device, self.store.trusted_keys)
+            opened = Retriever(bundle, self._limits)
         except (TwotowerError, MemoryError) as error:
             why = "there is not enough memory for it" if isinstance(error, MemoryError) else str(error)
             self._refused[bundle_id] = (time.monotonic() + RETRY_SECONDS, why)

@@ -43,10 +43,13 @@ class Store:
 
     Args:
         root: The folder; need not exist until something is written.
+        trusted_keys: Public keys, one of which must have signed what is served from here; none asks for no
+            signature.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, trusted_keys: tuple[Path, ...] = ()) -> None:
         self.root = root
+        self.trusted_keys = trusted_keys
 
     @property
     def bundles(self) -> Path:
