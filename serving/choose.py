@@ -25,6 +25,7 @@ from serving.tune import Parameters, Reading, Yardstick, tune
 from serving.vectors import Vectors, check_similarity
 
 _TIE = 1.10
+_HOPELESS = 3.0  # times slower at first sight: not timed again
 _ROUNDS = 5
 _SAMPLE = 20_000  # documents that a graph is tried on before all are linked
 
@@ -88,6 +89,17 @@ class _Contest:
                 readings[best], batch_us=1e6 / self.settings[self.chosen].queries_per_second
             )
 
+    def look_beyond(self) -> None:
+        """Record what the chosen index would give at twice and four times the effort, for the curve."""
+        if self.index is None or self.reading is None or self.index.tunable not in self.reading.parameters:
+            return
+        name, chosen = self.index.tunable, self.settings[self.chosen]
+        for times in (2, 4):
+            effort = min(times * self.reading.parameters[name], self.index.largest_setting)
+            reading = self.yardstick.read(self.index, {**self.reading.parameters, name: effort})
+            self.settings.append(_setting(chosen.factory, reading, chosen.megabytes, chosen.build_seconds))
+        self.index.set_parameters(self.reading.parameters)
+
     def _beats(self, index: Index, challenger: Reading, place: int) -> bool:
         if self.index is None or self.reading is None:
             return True
@@ -96,7 +108,7 @@ class _Contest:
             return meets
         if not meets:
             return challenger.ann_recall > self.reading.ann_recall
-        if challenger.batch_us > 2 * self.reading.batch_us:
+        if challenger.batch_us > _HOPELESS * self.reading.batch_us:
             return False
         ours, theirs = self._in_turns(self.index, index)
         self._retime(self.chosen, ours)
@@ -217,6 +229,7 @@ def _hopeless(
 def _conclude(contest: _Contest, config: IndexConfig) -> Choice:
     if contest.index is None or contest.reading is None:
         raise ValueError("no index was measured")
+    contest.look_beyond()
     yardstick, reading = contest.yardstick, contest.reading
     curve = Curve(
         target=contest.target,
@@ -235,7 +248,6 @@ def _conclude(contest: _Contest, config: IndexConfig) -> Choice:
             f"no setting reaches index.target_recall {contest.target:g}; {factory} comes closest, {reached}; "
             "raise index.memory, name another index.factory or lower the target"
         )
-    contest.index.set_parameters(reading.parameters)
     return Choice(contest.index, factory, reading.parameters, reading.ann_recall, contest.met, curve, note)
 
 

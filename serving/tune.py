@@ -24,10 +24,10 @@ Parameters = dict[SearchParameter, int]
 _TIE = 1e-5  # of the lengths' product; the same sum in another order differs by about this much in float32
 _BATCH = 32  # what micro-batching hands over at a time
 _SINGLES = 100
-_SECONDS = 0.2  # a timing stops here, once it has a few samples
+_SECONDS = 0.1  # a timing stops here, once it has a few samples
 _FEWEST = 5
 _FACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of k, re-scored by exact vectors
-_SLOWER = 1.25  # a setting this many times slower than the best so far is not followed further
+_SLOWER = 1.5  # a setting this many times slower than the best so far is not followed further
 _GAIN = 5e-4  # two doublings that each gain less have reached what the codes can tell apart
 
 
@@ -165,19 +165,23 @@ def tune(
     refined = "k_factor_rf" not in fixed and _refines(index)
     name = None if index.tunable in fixed else index.tunable
     readings: list[Reading] = []
-    best, largest = limit_us, index.largest_setting if name else 1
+    best, start, unchanged = limit_us, min(index.largest_setting, _lowest(name, yardstick)), 0
     for factor in _FACTORS if refined else (0,):
         held: Parameters = {**fixed, "k_factor_rf": factor} if refined else dict(fixed)
         search = _Doubling(index, yardstick, held, name)
-        chosen = search.smallest(largest, target, _SLOWER * best)
+        chosen = search.smallest(start, target, _SLOWER * best)
         readings += search.tried.values()
         if chosen is None:
             continue
-        if chosen.batch_us > _SLOWER * best:
+        unchanged = unchanged + 1 if name is None or chosen.parameters[name] == start else 0
+        if chosen.batch_us > _SLOWER * best or unchanged == 2:
             break
-        best = min(best, chosen.batch_us)
-        largest = chosen.parameters[name] if name else 1
+        best, start = min(best, chosen.batch_us), chosen.parameters[name] if name else 1
     return readings
+
+
+def _lowest(name: SearchParameter | None, yardstick: Yardstick) -> int:
+    return yardstick.k if name == "efSearch" else 1  # a graph keeps k candidates whatever efSearch is
 
 
 class _Doubling:
@@ -195,9 +199,10 @@ class _Doubling:
             self.tried[setting] = self._yardstick.read(self._index, {**self._held, **varied})
         return self.tried[setting]
 
-    def smallest(self, largest: int, target: float, limit_us: float) -> Reading | None:
+    def smallest(self, start: int, target: float, limit_us: float) -> Reading | None:
         """Return the smallest setting with the target; None if it is out of reach or beyond the limit."""
-        below, above = 0, min(largest, self._yardstick.k if self._name == "efSearch" else 1)
+        largest = self._index.largest_setting if self._name else 1
+        below, above = _lowest(self._name, self._yardstick) - 1, start
         gains = [1.0, 1.0]
         while self.at(above).ann_recall < target:
             if above == largest or self.at(above).batch_us > limit_us or max(gains[-2:]) < _GAIN:

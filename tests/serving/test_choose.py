@@ -83,13 +83,13 @@ def test_memory_leaves_out_what_does_not_fit_and_says_how_much_it_takes():
 
 def test_a_memory_that_holds_nothing_is_refused_with_what_the_smallest_takes():
     config = IndexConfig(target_recall=0.9, memory="10kB", device="cpu")
-    with pytest.raises(ConfigError, match="10,000 bytes holds no index of 30,000 × 32.*SQ8 about 1 MB"):
+    with pytest.raises(ConfigError, match=r"10,000 bytes holds no index of 30,000 × 32.*SQ8 about 1 MB"):
         choose(DOCUMENTS, QUERIES, config, "cosine")
 
 
 def test_a_named_index_larger_than_the_memory_is_refused():
     for config in (IndexConfig(memory="1MB"), IndexConfig(factory="Flat", memory="1MB", target_recall=0.9)):
-        with pytest.raises(ConfigError, match="'Flat' takes .* over index.memory 1,000,000"):
+        with pytest.raises(ConfigError, match=r"'Flat' takes .* over index.memory 1,000,000"):
             choose(DOCUMENTS, QUERIES, config, "cosine")
 
 
