@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from towers.exclusions import Exclusions
-from towers.tiles import Tile, Tiles, TilingConfig, products_in
+from towers.tiles import Tile, Tiles, TilingConfig, products_in, strips
 
 
 @dataclass(frozen=True)
@@ -143,16 +143,18 @@ class _SharedExponential:
         self.tiles, self.temperature = tiles, temperature
         self._middle = (log_q_N.max() + log_q_N.min()) / 2
         self._weight_N = (self._middle - log_q_N).exp()
+        self._uniform = bool((self._weight_N == 1).all())
 
     def log_sums(self) -> tuple[Tensor, Tensor]:
         row_B = self.tiles.query.new_zeros(len(self.tiles.query))
         column_N = self.tiles.query.new_zeros(len(self.tiles.document))
+        one_B = torch.ones_like(row_B)
         for rows in self.tiles.row_blocks():
             for tile in self.tiles.of(rows, self.tiles.query[rows] / self.temperature):
                 tile.score.exp_()
                 exponential_RC = tile.exclude(0.0)
                 row_B[rows].addmv_(exponential_RC, self._weight_N[tile.columns])
-                column_N[tile.columns] += exponential_RC.sum(0)
+                column_N[tile.columns].addmv_(exponential_RC.T, one_B[rows])
         return row_B.log() - self._middle, column_N.log()
 
     def expect(self, row: _Arriving, column: _Arriving) -> None:
@@ -161,11 +163,17 @@ class _SharedExponential:
         self._column_N = column.gradient * (-column.finite_log_sum()).exp()
 
     def logit_gradient(self, tile: Tile) -> Tensor:
-        factor_RC = self.tiles.like(tile.score)
-        row_R1, weight_C = self._row_B[tile.rows, None], self._weight_N[tile.columns]
-        torch.addcmul(self._column_N[tile.columns], row_R1, weight_C, out=factor_RC)
-        tile.score.exp_()
-        return tile.exclude(0.0).mul_(factor_RC)
+        gradient_RC = tile.exclude(-torch.inf)
+        row_R1, column_C = self._row_B[tile.rows, None], self._column_N[tile.columns]
+        for strip in strips(gradient_RC):
+            gradient_rC = gradient_RC[strip]
+            factor_rC = self.tiles.like(gradient_rC)
+            if self._uniform:
+                torch.add(row_R1[strip], column_C, out=factor_rC)
+            else:
+                torch.mul(row_R1[strip], self._weight_N[tile.columns], out=factor_rC).add_(column_C)
+            gradient_rC.exp_().mul_(factor_rC)
+        return gradient_RC
 
 
 class _RunningMaxima:

@@ -16,7 +16,7 @@ from features.errors import ConfigError
 from towers.exclusions import Exclusions
 from towers.losses import HingeConfig, OwnScores
 from towers.losses.matrix import weighted_mean, widened
-from towers.tiles import Tiles, TilingConfig, check_tiled, products_in
+from towers.tiles import Tiles, TilingConfig, blocks_of, check_tiled, products_in
 
 
 def tiled_hinge(
@@ -131,9 +131,11 @@ class _Maxima:
         """Return those of the first rows (or columns)."""
         return _Maxima(self.maximum[:length], self._block[:length], self._blocks)
 
-    def add(self, here: slice, maximum_x: Tensor, block: int) -> None:
-        """Take the maxima of a tile."""
-        self._block[here].masked_fill_(maximum_x > self.maximum[here], block)
+    def add(self, here: slice, maximum_Kx: Tensor, first: int) -> None:
+        """Take the maxima within K blocks, the first of which is number `first`."""
+        maximum_x, block_x = maximum_Kx.max(0)
+        block_x = torch.where(maximum_x > self.maximum[here], block_x + first, self._block[here])
+        self._block[here] = block_x
         torch.maximum(self.maximum[here], maximum_x, out=self.maximum[here])
 
     def places(self, left_XD: Tensor, right_YD: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
@@ -178,11 +180,32 @@ class _Within:
 
 def _maxima(tiles: Tiles) -> tuple[_Maxima, _Maxima]:
     """Return those of the B rows and of the N columns."""
-    row = _Maxima.nothing(len(tiles.query), tiles.column_blocks(), tiles.query)
-    column = _Maxima.nothing(len(tiles.document), tiles.row_blocks(), tiles.document)
-    for row_number, rows in enumerate(tiles.row_blocks()):
-        for column_number, tile in enumerate(tiles.of(rows, tiles.query[rows])):
+    height, width = (_piece(blocks[0]) for blocks in (tiles.row_blocks(), tiles.column_blocks()))
+    row = _Maxima.nothing(len(tiles.query), blocks_of(len(tiles.document), width), tiles.query)
+    column = _Maxima.nothing(len(tiles.document), blocks_of(len(tiles.query), height), tiles.document)
+    for rows in tiles.row_blocks():
+        row_KR = tiles.query.new_empty(-(-len(tiles.document) // width), rows.stop - rows.start)
+        column_KN = tiles.query.new_empty(-(-(rows.stop - rows.start) // height), len(tiles.document))
+        for tile in tiles.of(rows, tiles.query[rows]):
             score_RC = tile.exclude(-torch.inf)
-            row.add(rows, score_RC.amax(1), column_number)
-            column.add(tile.columns, score_RC.amax(0), row_number)
+            _piecewise_maxima(score_RC.T, width, row_KR[tile.columns.start // width :])
+            _piecewise_maxima(score_RC, height, column_KN[:, tile.columns])
+        row.add(rows, row_KR, 0)
+        column.add(slice(None), column_KN, rows.start // height)
     return row, column
+
+
+def _piece(block: slice) -> int:
+    """Return the size of the blocks in which a maximum is looked up: a quarter of a tile where that goes."""
+    size: int = block.stop - block.start
+    return size // 4 if size % 4 == 0 else size
+
+
+def _piecewise_maxima(score_XY: Tensor, size: int, out_KY: Tensor) -> None:
+    """Put the maxima over each `size` of X into the first rows of `out_KY`."""
+    whole = len(score_XY) // size
+    if whole > 0:
+        score_KXY = torch.unflatten(score_XY[: whole * size], 0, (whole, size))
+        torch.amax(score_KXY, 1, out=out_KY[:whole])
+    if whole * size < len(score_XY):
+        torch.amax(score_XY[whole * size :], 0, out=out_KY[whole])

@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 from towers.exclusions import Exclusions
 from towers.losses import OwnScores, SigmoidConfig
 from towers.losses.matrix import weighted_mean, widened
-from towers.tiles import Tiles, TilingConfig, check_tiled, positive_temperature, products_in
+from towers.tiles import Tiles, TilingConfig, check_tiled, positive_temperature, products_in, strips
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,16 @@ def _one_pass(
         )
         for tile in tiles.of(rows, scaled_RD):
             tile.score.add_(setting.bias)
-            logit_RC, term_RC = tile.exclude(-torch.inf), tiles.like(tile.score)
-            torch.logaddexp(logit_RC, zero, out=term_RC)  # softplus
-            total += torch.dot(term_RC.sum(1), weight_R).item()
-            if differentiate:
-                gradient_RC = logit_RC.sigmoid_().mul_(weight_R[:, None])
-                gradient_RD.addmm_(gradient_RC, tiles.document[tile.columns])
-                document_ND[tile.columns].addmm_(gradient_RC.T, scaled_RD)
+            logit_RC = tile.exclude(-torch.inf)
+            for strip in strips(logit_RC):
+                logit_rC, term_rC = logit_RC[strip], tiles.like(logit_RC[strip])
+                torch.logaddexp(logit_rC, zero, out=term_rC)  # softplus
+                total += torch.dot(term_rC.sum(1), weight_R[strip]).item()
+                if differentiate:
+                    logit_rC.sigmoid_().mul_(weight_R[strip, None])
+            if differentiate:  # the tile holds the gradient now
+                gradient_RD.addmm_(tile.score, tiles.document[tile.columns])
+                document_ND[tile.columns].addmm_(tile.score.T, scaled_RD)
         gradient_RD.div_(temperature)
         slope -= (gradient_RD * tiles.query[rows]).sum().item() / temperature
     return total, (query_BD, document_ND, slope) if differentiate else None

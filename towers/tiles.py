@@ -48,7 +48,8 @@ class Tile:
 
     def exclude(self, value: float) -> Tensor:
         """Put `value` where there is no negative; return the scores."""
-        self.score.view(-1).index_fill_(0, self.excluded, value)
+        if len(self.excluded) > 0:
+            self.score.view(-1).index_fill_(0, self.excluded, value)
         return self.score
 
 
@@ -72,11 +73,11 @@ class Tiles:
 
     def row_blocks(self) -> list[slice]:
         """Return the rows, block by block."""
-        return _blocks(len(self.query), self._rows)
+        return blocks_of(len(self.query), self._rows)
 
     def column_blocks(self) -> list[slice]:
         """Return the columns, block by block."""
-        return _blocks(len(self.document), self._columns)
+        return blocks_of(len(self.document), self._columns)
 
     def of(self, rows: slice, query_RD: Tensor) -> Iterator[Tile]:
         """Visit the tiles of a block of rows from left to right.
@@ -86,13 +87,12 @@ class Tiles:
             query_RD: The queries of these rows, scaled as the scores shall be.
         """
         height = rows.stop - rows.start
-        row, column, bounds = self._excluded(rows)
+        excluded, bounds = self._excluded(rows)
         for number, columns in enumerate(self.column_blocks()):
             width = columns.stop - columns.start
             score_RC = self._score[: height * width].view(height, width)
             torch.mm(query_RD, self.document[columns].T, out=score_RC)
-            here = slice(bounds[number], bounds[number + 1])
-            yield Tile(rows, columns, score_RC, row[here] * width + (column[here] - columns.start))
+            yield Tile(rows, columns, score_RC, excluded[bounds[number] : bounds[number + 1]])
 
     def like(self, score_RC: Tensor) -> Tensor:
         """Return room of a tile's shape; every call returns the same room."""
@@ -100,14 +100,17 @@ class Tiles:
             self._scratch = torch.empty_like(self._score)
         return self._scratch[: score_RC.numel()].view_as(score_RC)
 
-    def _excluded(self, rows: slice) -> tuple[Tensor, Tensor, list[int]]:
-        """Return excluded and positive pairs of these rows, tile after tile, and where each tile's begin."""
+    def _excluded(self, rows: slice) -> tuple[Tensor, list[int]]:
+        """Return where in its tile each excluded or positive pair is, tile by tile, and each tile's first."""
         row, column = self._exclusions.block(rows.start, rows.stop)
         places = torch.arange(rows.stop - rows.start, device=row.device)
         row, column = torch.cat([row, places]), torch.cat([column, places + rows.start])
         number, order = (column // self._columns).sort(stable=True)
+        width = self._columns
+        widths = torch.where(number < len(self.document) // width, width, len(self.document) % width)
+        excluded = row[order] * widths + column[order] - number * width
         tiles = torch.arange(len(self.column_blocks()) + 1, device=row.device)
-        return row[order], column[order], torch.searchsorted(number, tiles).tolist()
+        return excluded, torch.searchsorted(number, tiles).tolist()
 
 
 @contextmanager
@@ -166,5 +169,14 @@ def positive_temperature(temperature: float | Tensor, like: Tensor) -> Tensor:
     return scalar
 
 
-def _blocks(length: int, size: int) -> list[slice]:
+def blocks_of(length: int, size: int) -> list[slice]:
+    """Return slices of `size`, the last of what is left, that cover `length`."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def strips(score_RC: Tensor) -> list[slice]:
+    """Return the rows of a tile, as many at once as stay in the cores' caches between operations on them."""
+    return blocks_of(len(score_RC), max(1, _STRIP // score_RC.shape[1]))
+
+
+_STRIP = 2**19  # numbers; 2 MiB of float32

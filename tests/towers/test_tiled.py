@@ -145,6 +145,19 @@ def test_the_size_of_the_tiles_does_not_matter(config: LossConfig) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_the_size_of_the_strips_of_a_tile_does_not_matter(
+    config: LossConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = case(50, 70, torch.float64)
+    whole = tiled(config, it)
+    expected = gradients(whole, it)
+    monkeypatch.setattr("towers.tiles._STRIP", 200)  # 5 rows of 40 columns
+    cut = tiled(config, it)
+    assert cut.item() == pytest.approx(whole.item(), rel=1e-13)
+    assert farthest(gradients(cut, it), expected) < 1e-12
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_gradcheck_passes(config: LossConfig) -> None:
     it = case(5, 8, torch.float64, temperature=0.4)
 
