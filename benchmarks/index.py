@@ -204,9 +204,11 @@ def report(
         header, rows = automatic[k].curve.table()
         lines += [
             f"The automatic choice at k = {k}, {automatic[k].choosing_seconds:,.0f} s with every build and "
-            "measurement (queries/s here in batches of 32; left out with the reason):",
+            "measurement (queries/s in batches of 32):",
             "",
             markdown(header, rows),
+            "",
+            *(f"- {left.factory} is left out: {left.reason}" for left in automatic[k].curve.left_out),
             "",
         ]
     return "\n".join([*lines, *notes, ""])

@@ -125,7 +125,9 @@ def export(
     config: ConfigPath, set_: Set = None, refresh: Refresh = None, json: Json = False, debug: Debug = False
 ) -> None:
     """Encode the corpus, build the index and publish the bundle; does the stages before it where needed."""
-    OUTPUT.finish(_flow(config, set_, refresh, "export"))
+    summary = _flow(config, set_, refresh, "export")
+    _show_index(summary)
+    OUTPUT.finish(summary)
 
 
 @app.command()
@@ -359,6 +361,14 @@ def _show_evaluation(summary: dict[str, Any]) -> None:
     print_results(OUTPUT.console, summary["evaluation"], summary.get("decision"))
     if summary.get("verdict"):
         OUTPUT.console.out(summary["verdict"], highlight=False)
+
+
+def _show_index(summary: dict[str, Any]) -> None:
+    from features.artifact import Artifact
+    from pipelines.report import print_index
+
+    bundle = next(stage["path"] for stage in summary["stages"] if stage["stage"] == "export")
+    print_index(OUTPUT.console, Artifact.read(Path(bundle)).content)
 
 
 def _show_run(summary: dict[str, Any]) -> None:

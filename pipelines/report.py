@@ -9,6 +9,8 @@ from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
+from serving.curve import Curve
+
 Row = Mapping[str, Any]
 """One entry of an evaluation list: system, slice, metric, value, low, high, n."""
 
@@ -202,3 +204,13 @@ def html_page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style>{''.join(parts)}</html>\n"
     )
+
+
+def print_index(console: Console, content: Mapping[str, Any]) -> None:
+    """Print why a bundle has the index that it has, from its manifest's content."""
+    console.out(content["index"].get("note", content["index"]["factory"]), highlight=False)
+    if "measured" in content:
+        curve = Curve.from_json(content["measured"]["index_curve"])
+        print_table(console, "index, one thread, batches of 32", *curve.table(), left=("index", "search"))
+        for left in curve.left_out:
+            console.out(f"left out: {left.factory}: {left.reason}", highlight=False)

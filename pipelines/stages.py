@@ -20,6 +20,7 @@ from pipelines.local_models import model_digests
 from pipelines.promote import Decision, promote
 from pipelines.tracking import StageRun, Tracking
 from pipelines.workspace import StageResult, Workspace, stage_key
+from serving.curve import JSON_NAME, PLOT_NAME
 from serving.signing import sign
 from serving.store import Store
 
@@ -243,13 +244,19 @@ class Export(Stage):
         """Name the bundle, its index, and the ANN recall measured."""
         index = artifact.content["index"]
         recall = index["ann_recall"]
+        missed = recall["target_met_when_tuned"] is False
         return (
             f"bundle {artifact.path.name}: {artifact.content['documents']:,} documents, {index['factory']}, "
             f"ANN recall@{recall['k']} {recall['value']:.4f}"
+            + (f"; NO setting reaches index.target_recall {recall['target']:g}" if missed else "")
         )
 
     def record(self, tracking: Tracking, child: StageRun, outcome: Outcome) -> None:
         """Upload and register the bundle, unless it is registered already."""
+        child.metric("ann_recall", outcome.content["index"]["ann_recall"]["value"], 0)
+        for name in (JSON_NAME, PLOT_NAME):
+            if (outcome.path / "index" / name).is_file():
+                child.artifact(outcome.path / "index" / name)
         version = tracking.register(child, outcome.path, outcome.path.name)
         child.tags({"bundle": outcome.path.name, "model_version": version})
 

@@ -3,10 +3,10 @@
 Times differ from run to run, so a curve says why a setting was chosen and is no part of a bundle's identity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from features.artifact import write_json
 from serving.candidates import LeftOut
@@ -59,6 +59,13 @@ class Curve:
     chosen: int
     left_out: list[LeftOut]
 
+    @classmethod
+    def from_json(cls, recorded: Mapping[str, Any]) -> Self:
+        """Read what `as_json` returned."""
+        settings = [Setting(**setting) for setting in recorded["settings"]]
+        left_out = [LeftOut(**left) for left in recorded["left_out"]]
+        return cls(**{**recorded, "settings": settings, "left_out": left_out})
+
     def as_json(self) -> dict[str, Any]:
         """Return the curve as JSON values, numbers rounded to what they are good for."""
         return {
@@ -76,7 +83,7 @@ class Curve:
         return [(chosen, True) if name == chosen.factory else (best[name], False) for name in best]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return header and rows: the best setting of each family, then what was left out."""
+        """Return header and rows: the best setting of each family, the chosen one marked."""
         header = ["", "index", "search", f"ANN recall@{self.k}", "queries/s", "p50 µs", "MB", "build s"]
         rows = []
         for setting, chosen in self.best_of_each():
@@ -92,7 +99,7 @@ class Curve:
                     f"{setting.build_seconds:,.1f}",
                 ]
             )
-        return header, rows + [["", left.factory, left.reason, *[""] * 5] for left in self.left_out]
+        return header, rows
 
     def write(self, directory: Path) -> None:
         """Write `curve.json` and `curve.png`."""
