@@ -33,6 +33,7 @@ from towers.two_tower import TwoTower
 KIND = "bundle"
 ID_LENGTH = 16
 TOWERS = "two_tower"
+_EXECUTABLE = (".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npz")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ class Bundle:
         rows: The row of each id.
         lexical: BM25 over the same catalogue.
         catalogue: Its fields, ready to be filtered.
-        query_encoder: From checked queries to vectors, by the query tower or its graph.
     """
 
     bundle_id: str
@@ -61,7 +61,6 @@ class Bundle:
     rows: dict[str, int]
     lexical: LexicalIndex
     catalogue: Catalogue
-    query_encoder: QueryEncoder
 
     @property
     def query_inputs(self) -> list[str]:
@@ -106,7 +105,7 @@ def load(path: Path, device: str = "auto", trusted_keys: tuple[Path, ...] = ()) 
     rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
     lexical = LexicalIndex.build(doc_ids, texts)
     catalogue = Catalogue.build(documents)
-    return Bundle(bundle_id, artifact, towers, index, documents, doc_ids, rows, lexical, catalogue, encoder)
+    return Bundle(bundle_id, artifact, towers, index, documents, doc_ids, rows, lexical, catalogue)
 
 
 def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, SearchEngine, pd.DataFrame]:
@@ -118,6 +117,7 @@ def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, SearchEngi
     try:
         artifact = Artifact.read(path, KIND, verify=True)
         content = artifact.content
+        _check_kinds(artifact)
         if content["text_normaliser"] != NORMALISER:
             raise BundleError(
                 f"it was built with text normaliser {content['text_normaliser']!r}; this has {NORMALISER!r}"
@@ -144,6 +144,13 @@ def _open_index(directory: Path, device: str) -> SearchEngine:
     if (directory / MilvusIndex.file).exists():
         return MilvusIndex.open(directory / MilvusIndex.file)
     return read(directory / Index.file, device)
+
+
+def _check_kinds(artifact: Artifact) -> None:
+    """Assert that no file is code or a pickle, whatever a library would make of its name."""
+    for name in artifact.manifest["files"]:
+        if name.lower().endswith(_EXECUTABLE):
+            raise BundleError(f"it holds {name}; code and pickles are no part of a bundle")
 
 
 def _check_agreement(

@@ -22,6 +22,7 @@ from serving.curve import JSON_NAME, PLOT_NAME
 from serving.devices import describe_faiss
 from serving.encode import Progress, encode_documents, encode_queries
 from serving.provenance import Sources, describe_versions
+from serving.pruning import abandoned_in, remove
 from serving.tune import ann_recall
 from serving.vectors import Vectors
 from towers.two_tower import TwoTower
@@ -125,7 +126,9 @@ def _described(
 
 
 def _publish(bundles: Path, content: dict[str, Any], write: Callable[[Path], None]) -> Artifact:
-    """Write under a hidden name, open it once, and rename it to its id."""
+    """Write under a hidden name, open it once, and rename it to its id; sweep what killed exports left."""
+    for leftover in abandoned_in(bundles):
+        remove(leftover)
     hidden = bundles / f".export-{uuid.uuid4().hex}"
     try:
         with publish(hidden, KIND, content, CURVE_FILES) as staging:

@@ -191,13 +191,14 @@ def load_transformer(directory: Path) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
     _quiet()
-    settings = AutoConfig.from_pretrained(directory, local_files_only=True)
+    settings = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     model: Any = MODEL_MAPPING[type(settings)]
     has_pooler = "add_pooling_layer" in inspect.signature(model).parameters
     return AutoModel.from_pretrained(
         directory,
         local_files_only=True,
         use_safetensors=True,
+        trust_remote_code=False,
         dtype=torch.float32,
         **({"add_pooling_layer": False} if has_pooler else {}),
     )

@@ -49,7 +49,7 @@ def load_tokenizer(directory: Path) -> Any:
     """Return the tokenizer of a local folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
 def _wordpiece(texts: Sequence[str], vocabulary: int) -> Tokenizer:
