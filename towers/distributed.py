@@ -19,7 +19,7 @@ Shapes: V distinct rows of the batch, D embedding; P numbers of all parameters.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -85,6 +85,15 @@ class Ranks:
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def agreed(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """Return what the first rank measured, on every rank, so that all decide alike on any machine."""
+        if self.size == 1:
+            return dict(measured)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        values = torch.tensor(list(measured.values()), dtype=torch.float64, device=device)
+        dist.broadcast(values, 0)
+        return dict(zip(measured, values.tolist(), strict=True))
 
     def sum_parts(self, value: Tensor, leaves: Sequence[Tensor]) -> float:
         """Return the sum of a value over the ranks, and replace each leaf's gradient by its sum over them.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from features.config import Config
 from towers.collapse import mean_gap, mean_length, spread
+from towers.distributed import Ranks
 from towers.exclusions import Exclusions
 from towers.hardest import hardest_negatives
 from towers.losses import Loss, LossConfig
@@ -131,10 +132,11 @@ def relative_spread(look: Look) -> float:
 
     Vectors shorter than 1 count as of length 1: under a dot product a collapse may also shrink them to 0.
     """
-    return min(
+    found = min(
         spread(vectors) * math.sqrt(vectors.shape[1]) / max(mean_length(vectors), 1.0)
         for vectors in (look.query, look.document)
     )
+    return Ranks.of_group().agreed({"spread": found})["spread"]
 
 
 @torch.no_grad()
@@ -144,8 +146,9 @@ def signs_of(look: Look, loss: Loss, relative: float) -> Signs:
     gap = mean_gap(hardest_negatives(look.query, look.document, look.excluded))
     score_SS, excluded_SS = look.query @ look.document.T, look.excluded.dense()
     equal_SS = score_SS.mean().expand_as(score_SS).contiguous()
-    values = [
+    loss_of, equal = (
         float(loss(scores, excluded_SS, temperature=look.temperature, positive_BN=excluded_SS))
         for scores in (score_SS, equal_SS)
-    ]
-    return Signs(relative, 0.0 if gap is None else gap / unit, *values)
+    )
+    found = {"gap": 0.0 if gap is None else gap / unit, "loss": loss_of, "equal": equal}
+    return Signs(spread=relative, **Ranks.of_group().agreed(found))

@@ -150,7 +150,7 @@ def _measure_probe(
     """Measure the fixed batch, record it, and let the rules for leaving see it."""
     progress = training.progress
     loss = build_loss(stage.loss, min(1.0, progress.step / length))
-    measured = training.probe.measure(training.model, loss)
+    measured = Ranks.of_group().agreed(training.probe.measure(training.model, loss))
     progress.probes.append({"stage": stage.name, "step": progress.total, **measured})
     for name, value in measured.items():
         training.record.metric(f"probe/{name}", value, progress.total)

@@ -10,6 +10,7 @@ from features.errors import ConfigError
 from towers.batch import Features
 from towers.checkpoint import Checkpoints, Healthy, Progress, Weights, weights_of
 from towers.data import TrainingData
+from towers.distributed import Ranks
 from towers.probe import Probe
 from towers.record import Recorder
 from towers.schedule import EarlyStoppingConfig, TrainConfig
@@ -61,6 +62,7 @@ def measure_validation(training: Training, held: Held) -> dict[str, float]:
         training.model, held.queries, training.inputs.documents, training.device
     )
     training.model.train()
+    measured = Ranks.of_group().agreed(measured)
     if held.config.metric not in measured:
         raise ConfigError(
             f"early_stopping.metric is {held.config.metric}, which no validation query defines; take another"

@@ -77,6 +77,7 @@ def main(examples: Path, target: Path) -> None:
         numbers, gradients = one_step(examples, case, ranks)
         save_file(gradients, target / f"{case}-{ranks.rank}.safetensors")
         numbers["all_reduces"] = len(reduced)
+        numbers["agreed"] = ranks.agreed({"rank": float(ranks.rank)})["rank"]
         (target / f"{case}-{ranks.rank}.json").write_text(json.dumps(numbers), encoding="utf-8")
     dist.destroy_process_group()
 

@@ -53,6 +53,7 @@ def test_several_ranks_take_the_step_of_one(ranks: int, coloured_things: Path, t
             assert found["loss"] == pytest.approx(numbers["loss"], rel=1e-6)
             assert found["gradient_norm"] == pytest.approx(numbers["gradient_norm"], rel=1e-5)
             assert found["all_reduces"] == 2  # gradients of the vectors, gradients of the weights
+            assert found["agreed"] == 0
             weights = load_file(tmp_path / "out" / f"{case}-{rank}.safetensors")
             assert weights.keys() == gradients.keys()
             for name, gradient in gradients.items():
