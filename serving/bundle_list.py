@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from features.artifact import Artifact
+from features.artifact import MANIFEST, Artifact
 from features.errors import TwotowerError
 from serving.store import Store
 
@@ -20,7 +21,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     recall = index.get("ann_recall") or {}
     return {
         "bundle_id": artifact.path.name,
-        "created_at": content.get("created_at") or artifact.manifest.get("created_at"),
+        "created_at": _created(artifact),
         "documents": int(content["documents"]),
         "dimension": int(content["dimension"]),
         "similarity": str(content["similarity"]),
@@ -40,6 +41,15 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def _created(artifact: Artifact) -> str:
+    """Return when a bundle was published, ISO 8601 in UTC: what its manifest says, or its file's time."""
+    recorded = artifact.content.get("created_at") or artifact.manifest.get("created_at")
+    if recorded:
+        return str(recorded)
+    changed = (artifact.path / MANIFEST).stat().st_mtime
+    return datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
+
+
 def curve_of(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return everything that was measured when the index was chosen, or None where nothing was."""
     curve = (content.get("measured") or {}).get("index_curve")
@@ -54,7 +64,7 @@ def listed(store: Store, most: int) -> list[dict[str, Any]]:
     for bundle_id in reversed(store.bundle_ids()[-most:]):
         try:
             entries.append(describe(store.bundle(bundle_id)))
-        except (TwotowerError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (TwotowerError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             entries.append({"bundle_id": bundle_id, "damage": " ".join(str(error).split())[:300]})
     return entries
 

@@ -1,14 +1,17 @@
-// The page: one query, the towers' results beside BM25's. All text from the catalogue enters the document as
+// The page: one query, several rankings beside each other. All text from the catalogue enters the document as
 // text nodes, never as markup.
 
-import { el, highlighted, read, send } from "./dom.js";
-import { showQuality } from "./quality.js";
+import { showBundles } from "./bundles.js";
+import * as columns from "./columns.js";
+import { open } from "./detail.js";
+import { $, count, el, keep, read, send } from "./dom.js";
+import * as past from "./history.js";
+import { judge, load, whenRefused } from "./judge.js";
+import { onKeyInResults, toResults } from "./keyboard.js";
 
-const $ = (id) => document.getElementById(id);
-const MODES = ["dense", "bm25"];
-const TYPING_PAUSE_MS = 220;
+const TYPING_PAUSE_MS = 150;
 
-const state = { kind: null, history: [], suggestions: [], active: -1, request: 0, bundle: null };
+const state = { kind: null, request: 0, bundle: null, query: null };
 let pause = 0;
 
 async function start() {
@@ -19,33 +22,68 @@ async function start() {
 
 async function connect() {
   const reply = await read("v1/bundle");
+  $("key-form").hidden = reply.error?.status !== 401;
   if (reply.error) {
     setStatus("down", reply.error.code === "not_ready" ? "no bundle is served yet" : "no answer");
     $("empty-text").textContent = reply.error.message;
-    setTimeout(connect, 2000);
+    if (reply.error.status !== 401) setTimeout(connect, 2000);
     return;
   }
-  showBundle(reply.body);
   state.kind = reply.body.query_inputs.includes("text") ? "text" : "history";
+  showBundle(reply.body);
+  welcome(reply.body);
+  const listed = await showBundles(reply.body, compare);
+  const asked = new URLSearchParams(window.location.search).getAll("c");
+  columns.restore(asked, comparable(listed));
+  columns.draw(ask);
   $("query").disabled = false;
-  $("query").placeholder = state.kind === "text" ? "Type a query" : "Find a title to add to the history";
-  $("empty-title").textContent = state.kind === "text"
-    ? "See what the towers find, and what words alone find"
-    : "Pick what somebody clicked, see what comes next";
-  $("empty-text").textContent = state.kind === "text"
-    ? `Type what a person would type. ${count(reply.body.documents)} documents are searched.`
-    : `Search titles, choose a few, and the towers recommend from ${count(reply.body.documents)} documents.`;
   await restoreQuery();
-  $("query").focus();
+  if (matchMedia("(hover: hover)").matches) $("query").focus();
+}
+
+// Bundles that may be a column: sound ones that answer the same kind of query.
+function comparable(listed) {
+  return listed.filter((one) => !one.damage && !one.served && one.query_inputs.includes(state.kind)).map((one) => one.bundle_id);
+}
+
+function compare(bundleId) {
+  const shown = columns.columns.shown;
+  if (!shown.includes(bundleId)) columns.change(shown.length < 4 ? shown.length : 3, bundleId);
+  columns.draw(ask);
+  columns.activate(bundleId);
+  window.scrollTo({ top: 0 });
+  if (empty(query())) $("query").focus();
+  ask();
 }
 
 function showBundle(bundle) {
   state.bundle = bundle;
-  const parts = [el("code", {}, bundle.bundle_id.slice(0, 8)), el("span", { class: "more" }, ` · ${count(bundle.documents)} documents`)];
-  setStatus(bundle.refused ? "warn" : "ready", ...parts);
+  setStatus(bundle.refused ? "warn" : "ready",
+    el("code", {}, bundle.bundle_id.slice(0, 8)), el("span", { class: "more" }, ` · ${count(bundle.documents)} documents`));
   $("status").title = `bundle ${bundle.bundle_id}, loaded ${bundle.loaded_at}, ${bundle.index}`;
   if (bundle.refused) alertWith(`The champion could not be loaded: ${bundle.refused.message}`, "warn");
-  showQuality($("quality"), $("quality-body"), bundle);
+}
+
+function welcome(bundle) {
+  const texts = state.kind === "text";
+  $("query").placeholder = texts ? "Type a query" : "Find a title to add to the history";
+  $("empty-title").textContent = texts
+    ? "See what the towers find, and what words alone find"
+    : "Pick what somebody clicked, see what comes next";
+  $("empty-text").textContent = texts
+    ? `Type what a person would type, or try one of these. ${count(bundle.documents)} documents are searched.`
+    : `Search titles, choose a few, and the towers recommend from ${count(bundle.documents)} documents.`;
+  $("examples").hidden = bundle.examples.length === 0;
+  $("examples").replaceChildren(...bundle.examples.map((example) => {
+    const label = example.text ?? example.history.map((document) => document.title.trim() || document.doc_id).join(" · ");
+    return el("li", {}, el("button", { type: "button", title: label, click: () => tryOut(example) }, label));
+  }));
+}
+
+function tryOut(example) {
+  if (example.text) $("query").value = example.text;
+  else past.replace(example.history.map((document) => ({ doc_id: document.doc_id, title: document.title.trim() || document.doc_id })));
+  ask();
 }
 
 function setStatus(kind, ...content) {
@@ -58,35 +96,36 @@ function setStatus(kind, ...content) {
 function query() {
   const k = Number($("k").value);
   if (state.kind === "text") return { text: $("query").value, k };
-  return { history: state.history.map((document) => document.doc_id), k };
+  return { history: past.ids(), k, exclude: past.ids() };
+}
+
+function empty(asked) {
+  return state.kind === "text" ? !asked.text.trim() : asked.history.length === 0;
 }
 
 async function ask() {
+  clearTimeout(pause);
+  columns.draw(ask);
   const asked = query();
-  const empty = state.kind === "text" ? !asked.text.trim() : asked.history.length === 0;
   const number = ++state.request;
   remember(asked);
   alertWith("");
-  if (empty) return showEmpty();
+  if (empty(asked)) return showEmpty();
   $("results").setAttribute("aria-busy", "true");
   const started = performance.now();
-  const body = { ...asked, with_documents: true, exclude: asked.history ?? [] };
-  const replies = await Promise.all(MODES.map((mode) => send("v1/search", { ...body, mode })));
+  const shown = [...columns.columns.shown];
+  if (asked.text !== undefined) load(asked.text);
+  const replies = await Promise.all(shown.map((column) => send("v1/search", { ...asked, ...columns.bodyOf(column), with_documents: true })));
   if (number !== state.request) return;
   $("results").removeAttribute("aria-busy");
-  const failed = replies.find((reply) => reply.error);
-  if (failed) {
+  if (replies.every((reply) => reply.error)) {
     showEmpty(true);
-    return alertWith(failed.error.message);
+    return alertWith(replies[0].error.message);
   }
-  const [dense, bm25] = replies.map((reply) => reply.body);
-  showResults(dense, bm25, performance.now() - started);
-  if (dense.bundle_id !== state.bundle.bundle_id) refreshBundle();
-}
-
-async function refreshBundle() {
-  const reply = await read("v1/bundle");
-  if (!reply.error) showBundle(reply.body);
+  state.query = asked;
+  showResults(replies, performance.now() - started);
+  const own = replies.find((reply, place) => reply.body && columns.bodyOf(shown[place]).mode && !columns.bodyOf(shown[place]).bundle_id);
+  if (own && own.body.bundle_id !== state.bundle.bundle_id) await connect();
 }
 
 function showEmpty(quiet = false) {
@@ -95,186 +134,77 @@ function showEmpty(quiet = false) {
   $("results").removeAttribute("aria-busy");
 }
 
-function showResults(dense, bm25, roundTrip) {
+function showResults(replies, roundTrip) {
   $("empty").hidden = true;
   $("results").hidden = false;
-  const ranks = [dense, bm25].map((reply) => new Map(reply.hits.map((hit) => [hit.doc_id, hit.rank])));
-  fill("dense", dense, ranks[1], "BM25");
-  fill("bm25", bm25, ranks[0], "towers");
-  const shared = dense.hits.filter((hit) => ranks[1].has(hit.doc_id)).length;
-  const most = Math.max(dense.hits.length, bm25.hits.length);
-  $("summary").replaceChildren(
-    el("span", {}, el("b", {}, `${shared} of ${most}`), " in both"),
-    el("span", {}, el("b", {}, `${Math.round(roundTrip)} ms`), " for both answers"),
-    ...[...new Set([...dense.notes, ...(dense.bundle_id === bm25.bundle_id ? [] : ["bundles changed meanwhile"])])]
-      .map((note) => el("span", {}, note)),
-  );
-}
-
-function fill(mode, reply, elsewhere, other) {
-  const column = document.querySelector(`.column[data-mode="${mode}"]`);
-  const { encode, search, total } = reply.timings_ms;
-  const detail = mode === "dense" ? `encode ${encode.toFixed(1)} · search ${search.toFixed(1)} · ` : "";
-  column.querySelector("small").textContent = `${detail}${total.toFixed(1)} ms`;
-  const hits = reply.hits.map((hit) => card(hit, mode, badge(hit, elsewhere, other)));
-  const why = mode === "bm25" ? "No document shares a word with this query." : "Nothing was found.";
-  column.querySelector(".hits").replaceChildren(...(hits.length ? hits : [el("li", { class: "nothing" }, why)]));
-}
-
-// --- results ------------------------------------------------------------------------------------------------
-
-function badge(hit, elsewhere, other) {
-  const rank = elsewhere.get(hit.doc_id);
-  if (rank === undefined) return el("span", { class: "badge only", title: `Not among the results of ${other}` }, "only here");
-  const change = rank - hit.rank;
-  const title = `Rank ${rank} by ${other}`;
-  if (change === 0) return el("span", { class: "badge", title }, `= ${other} ${rank}`);
-  const arrow = change > 0 ? "▲" : "▼";
-  return el("span", { class: `badge ${change > 0 ? "up" : "down"}`, title }, `${arrow} ${Math.abs(change)} · ${other} ${rank}`);
-}
-
-function card(hit, mode, mark) {
-  // of a history's many words nearly every document has some; they explain only what BM25 found
-  const terms = state.kind === "history" && mode === "dense" ? [] : hit.matched_terms ?? [];
-  const title = hit.title.trim();
-  const similar = el("button", { class: "link", type: "button" }, "similar");
-  similar.addEventListener("click", () => showSimilar(hit));
-  const item = el("li", { class: "hit", "data-doc": hit.doc_id },
-    el("span", { class: "rank" }, String(hit.rank)),
-    el("span", { class: title ? "title" : "title untitled", title }, ...highlighted(title || "untitled", terms)),
-    el("span", { class: "score", title: mode === "bm25" ? "BM25 score" : "similarity" }, hit.score.toFixed(mode === "bm25" ? 2 : 4)),
-    hit.text.trim() ? el("span", { class: "text" }, ...highlighted(hit.text, terms)) : "",
-    el("span", { class: "foot" }, mark ?? "", el("code", { title: hit.doc_id }, hit.doc_id), similar),
-  );
-  item.addEventListener("mouseenter", () => twins(hit.doc_id, true));
-  item.addEventListener("mouseleave", () => twins(hit.doc_id, false));
-  return item;
-}
-
-function twins(docId, on) {
-  const cards = [...document.querySelectorAll("#results .hit")].filter((item) => item.dataset.doc === docId);
-  for (const item of cards) item.classList.toggle("twin", on && cards.length > 1);
-}
-
-async function showSimilar(hit) {
-  $("similar-title").textContent = hit.title.trim() || hit.doc_id;
-  $("similar-hits").replaceChildren();
-  if (!$("similar").open) $("similar").showModal();
-  const path = hit.doc_id.split("/").map(encodeURIComponent).join("/");
-  const reply = await read(`v1/documents/${path}/neighbors?k=10&with_documents=true`);
-  const shown = reply.error
-    ? [el("li", { class: "nothing" }, reply.error.message)]
-    : reply.body.hits.map((near) => card(near, "dense"));
-  $("similar-hits").replaceChildren(...(shown.length ? shown : [el("li", { class: "nothing" }, "There is no other document.")]));
-}
-
-// --- a history made of titles -------------------------------------------------------------------------------
-
-async function suggest() {
-  const text = $("query").value;
-  if (!text.trim()) return closeSuggestions();
-  const number = ++state.request;
-  const reply = await send("v1/search", { text, mode: "bm25", k: 8, with_documents: true });
-  if (number !== state.request) return;
-  if (reply.error) {
-    closeSuggestions();
-    return alertWith(reply.error.message);
-  }
-  state.suggestions = reply.body.hits.filter((hit) => !state.history.some((known) => known.doc_id === hit.doc_id));
-  state.active = state.suggestions.length ? 0 : -1;
-  drawSuggestions();
-}
-
-function drawSuggestions() {
-  const items = state.suggestions.map((hit, place) => {
-    const item = el("li", { role: "option", "aria-selected": String(place === state.active) },
-      el("span", {}, ...highlighted(hit.title.trim() || hit.doc_id, hit.matched_terms ?? [])));
-    item.addEventListener("mousedown", (event) => { event.preventDefault(); add(hit); });
-    return item;
+  const ranks = columns.fill(replies, {
+    judging: state.kind === "text",
+    // of a history's many words nearly every document has some; they explain only what BM25 found
+    terms: (column) => state.kind === "text" || column === "bm25",
+    open: (hit, column) => open(hit, column, state.query),
   });
-  $("suggestions").replaceChildren(...(items.length ? items : [el("li", { class: "none" }, "No title has these words")]));
-  $("suggestions").hidden = false;
-}
-
-function closeSuggestions() {
-  state.suggestions = [];
-  state.active = -1;
-  $("suggestions").hidden = true;
-}
-
-function add(hit) {
-  state.history.push({ doc_id: hit.doc_id, title: hit.title.trim() || hit.doc_id });
-  $("query").value = "";
-  closeSuggestions();
-  drawChips();
-  ask();
-}
-
-function drawChips() {
-  $("chips").hidden = state.history.length === 0;
-  $("chips").replaceChildren(...state.history.map((document, place) => {
-    const remove = el("button", { type: "button", "aria-label": `Remove ${document.title}` }, "✕");
-    remove.addEventListener("click", () => { state.history.splice(place, 1); drawChips(); ask(); $("query").focus(); });
-    return el("li", {}, el("span", { title: document.title }, document.title), remove);
-  }));
+  const shared = [...ranks[0].keys()].filter((docId) => ranks.slice(1).every((other) => other.has(docId))).length;
+  const most = Math.max(...ranks.map((one) => one.size));
+  const bundles = replies.map((reply, place) => (columns.bodyOf(columns.columns.shown[place]).bundle_id ? null : reply.body?.bundle_id));
+  const mixed = new Set(bundles.filter(Boolean)).size > 1 ? ["the bundle changed meanwhile"] : [];
+  const notes = [...new Set([...replies.flatMap((reply) => reply.body?.notes ?? []), ...mixed])];
+  $("summary").replaceChildren(
+    el("span", {}, el("b", {}, `${shared} of ${most}`), ranks.length === 2 ? " in both" : ` in all ${ranks.length}`),
+    el("span", {}, el("b", {}, `${Math.round(roundTrip)} ms`), " for all answers"),
+    ...notes.map((note) => el("span", {}, note)));
+  $("summary").dataset.ms = roundTrip.toFixed(1);
 }
 
 // --- keyboard, address, theme -------------------------------------------------------------------------------
 
 function listen() {
+  past.listen(ask, alertWith);
+  whenRefused(alertWith);
   $("form").addEventListener("submit", (event) => { event.preventDefault(); onEnter(); });
+  $("key-form").addEventListener("submit", (event) => { event.preventDefault(); keep($("key").value.trim()); connect(); });
   $("query").addEventListener("input", () => {
     clearTimeout(pause);
-    pause = setTimeout(state.kind === "text" ? ask : suggest, TYPING_PAUSE_MS);
+    pause = setTimeout(state.kind === "text" ? ask : past.suggest, TYPING_PAUSE_MS);
   });
   $("query").addEventListener("keydown", onKeyInBox);
-  $("query").addEventListener("blur", () => closeSuggestions());
+  $("query").addEventListener("blur", () => past.close());
   $("k").addEventListener("change", ask);
   $("theme").addEventListener("click", switchTheme);
-  for (const tab of document.querySelectorAll("[data-tab]")) tab.addEventListener("click", () => showTab(tab.dataset.tab));
   document.addEventListener("keydown", (event) => {
     const typing = event.target instanceof HTMLInputElement || event.target instanceof HTMLSelectElement;
-    if (event.key === "/" && !typing && !$("similar").open) { event.preventDefault(); $("query").focus(); $("query").select(); }
-    if (event.key === "Escape" && !typing && !$("similar").open) clear();
+    if ($("detail").open || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "/") { event.preventDefault(); $("query").focus(); $("query").select(); }
+    else if (event.key === "Escape") clear();
+    else onKeyInResults(event, { judge: state.kind === "text" ? judge : null });
   });
 }
 
 function onEnter() {
   clearTimeout(pause);
-  if (state.kind === "history" && state.active >= 0) return add(state.suggestions[state.active]);
-  if (state.kind === "history" && $("query").value.trim()) return suggest();
+  if (state.kind === "history" && past.take()) return undefined;
+  if (state.kind === "history" && $("query").value.trim()) return past.suggest();
   return ask();
 }
 
 function onKeyInBox(event) {
   if (event.key === "Escape") {
     event.preventDefault();
-    if (!$("suggestions").hidden) return closeSuggestions();
+    if (!$("suggestions").hidden) return past.close();
     return clear();
   }
-  if (state.kind !== "history") return;
-  if (event.key === "Backspace" && !$("query").value && state.history.length) { state.history.pop(); drawChips(); ask(); }
+  if (state.kind === "history" && event.key === "Backspace" && !$("query").value && past.history.documents.length) return past.removeLast();
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-  if (step && state.suggestions.length) {
-    event.preventDefault();
-    state.active = (state.active + step + state.suggestions.length) % state.suggestions.length;
-    drawSuggestions();
-  }
+  if (step && past.move(step)) event.preventDefault();
+  else if (event.key === "ArrowDown" && !$("results").hidden) { event.preventDefault(); toResults(); }
+  return undefined;
 }
 
 function clear() {
-  clearTimeout(pause);
   $("query").value = "";
-  state.history = [];
-  drawChips();
-  closeSuggestions();
+  past.close();
+  past.replace([]);
   ask();
   $("query").focus();
-}
-
-function showTab(mode) {
-  document.querySelector(".columns").dataset.shown = mode;
-  for (const tab of document.querySelectorAll("[data-tab]")) tab.setAttribute("aria-pressed", String(tab.dataset.tab === mode));
 }
 
 function remember({ text, history, k }) {
@@ -282,6 +212,8 @@ function remember({ text, history, k }) {
   if (text?.trim()) address.set("q", text);
   for (const docId of history ?? []) address.append("h", docId);
   if (k !== 10) address.set("k", String(k));
+  const { shown } = columns.columns;
+  if (shown.join() !== "dense,bm25") for (const column of shown) address.append("c", column);
   const tail = address.toString();
   window.history.replaceState(null, "", tail ? `?${tail}` : window.location.pathname);
 }
@@ -289,10 +221,9 @@ function remember({ text, history, k }) {
 async function restoreQuery() {
   const address = new URLSearchParams(window.location.search);
   if (["20", "50"].includes(address.get("k"))) $("k").value = address.get("k");
-  if (state.kind === "text") $("query").value = address.get("q") ?? "";
-  else state.history = address.getAll("h").map((docId) => ({ doc_id: docId, title: docId }));
-  drawChips();
-  if ($("query").value || state.history.length) await ask();
+  if (state.kind === "text") $("query").value ||= address.get("q") ?? "";
+  else if (!past.ids().length) past.replace(address.getAll("h").map((docId) => ({ doc_id: docId, title: docId })));
+  if (!empty(query())) await ask();
 }
 
 function restoreTheme() {
@@ -312,10 +243,6 @@ function alertWith(message, kind = "error") {
   $("alert").textContent = message;
   $("alert").dataset.kind = kind;
   $("alert").hidden = !message;
-}
-
-function count(number) {
-  return number.toLocaleString("en");
 }
 
 start();

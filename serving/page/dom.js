@@ -1,9 +1,23 @@
 // Elements from text, never from markup; and the two ways to talk to the API.
 
+const SVG = "http://www.w3.org/2000/svg";
+
+export const $ = (id) => document.getElementById(id);
+
 export function el(name, attributes = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...children);
+  return filled(document.createElement(name), attributes, children);
+}
+
+export function svg(name, attributes = {}, ...children) {
+  return filled(document.createElementNS(SVG, name), attributes, children);
+}
+
+function filled(element, attributes, children) {
+  for (const [key, value] of Object.entries(attributes)) {
+    if (typeof value === "function") element.addEventListener(key, value);
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(key, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
   return element;
 }
 
@@ -19,19 +33,38 @@ export function highlighted(text, terms) {
 }
 
 export function read(path) {
-  return answer(fetch(path, { headers: { accept: "application/json" } }));
+  return answer(fetch(path, { headers: headers() }));
 }
 
 export function send(path, body) {
-  return answer(fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) }));
+  // what is tried out here is no traffic of users
+  const sent = { ...headers(), "content-type": "application/json", "x-query-log": "off" };
+  return answer(fetch(path, { method: "POST", headers: sent, body: JSON.stringify(body) }));
+}
+
+export function keep(key) {
+  sessionStorage.setItem("key", key);
+}
+
+export function count(number) {
+  return number.toLocaleString("en");
+}
+
+export function pathOf(docId) {
+  return docId.split("/").map(encodeURIComponent).join("/");
+}
+
+function headers() {
+  const key = sessionStorage.getItem("key");
+  return key ? { accept: "application/json", authorization: `Bearer ${key}` } : { accept: "application/json" };
 }
 
 async function answer(request) {
   try {
     const response = await request;
     const body = await response.json();
-    return response.ok ? { body } : { error: body.error };
+    return response.ok ? { body } : { error: { ...body.error, status: response.status } };
   } catch {
-    return { error: { code: "unreachable", message: "The server does not answer; is it still running?" } };
+    return { error: { code: "unreachable", message: "The server does not answer; is it still running?", status: 0 } };
   }
 }

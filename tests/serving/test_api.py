@@ -12,6 +12,7 @@ from serving.api import ServeConfig, serve
 from serving.follow import Follower
 from serving.gate import CapsConfig
 from serving.retriever import QueryLimits, Retriever
+from serving.site import PAGE
 from serving.store import Store
 
 
@@ -180,6 +181,7 @@ def test_the_bundle_is_described_without_its_canaries(client, bundle):
 
 def test_openapi_describes_every_route_and_the_pages_load_nothing_from_elsewhere(client):
     paths = client.get("/openapi.json").json()["paths"]
+    model = "/v2/models/{name}"
     assert paths.keys() == {
         "/v1/search",
         "/v1/documents/{doc_id}/neighbors",
@@ -188,18 +190,23 @@ def test_openapi_describes_every_route_and_the_pages_load_nothing_from_elsewhere
         "/v1/bundle",
         "/v1/bundles",
         "/v1/judgments",
+        "/v1/events",
         "/livez",
         "/readyz",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        *(
+            f"{model}{version}{what}"
+            for version in ("", "/versions/{version}")
+            for what in ("", "/ready", "/infer")
+        ),
     }
     assert "503" in paths["/v1/search"]["post"]["responses"]
     for path in (
         "/",
         "/docs",
-        "/page/app.js",
-        "/page/dom.js",
-        "/page/quality.js",
-        "/page/docs.js",
-        "/page/style.css",
+        *(f"/page/{path.name}" for path in PAGE.iterdir() if path.suffix in (".js", ".css")),
     ):
         response = client.get(path)
         assert response.status_code == 200
