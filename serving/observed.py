@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 _HEADERS = (
     (
         b"content-security-policy",
-        b"default-src 'self'; img-src 'self' https:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+        b"default-src 'self'; img-src 'self' https:; frame-ancestors 'none'; base-uri 'none'; "
+        b"form-action 'self'",
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
