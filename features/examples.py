@@ -268,7 +268,7 @@ def _write_documents(
     shown = log.shown.semi_join(lists, "list")
     statistics = document_statistics(documents, shown, train, ctr_prior_strength=config.ctr_prior_strength)
     contents = documents.select("doc_id", "title", "text", "image").to_pyarrow()
-    keys = [_content_key(**row) for row in contents.to_pylist()]
+    keys = [content_key(**row) for row in contents.to_pylist()]
     keyed = ibis.memtable(
         pa.table({"doc_id": contents["doc_id"], "content_key": pa.array(keys, pa.string())})
     )
@@ -277,7 +277,7 @@ def _write_documents(
     write_parquet(connection, rows, staging / "documents.parquet", schema, ["doc_id"])
 
 
-def _content_key(doc_id: str, title: str, text: str, image: str | None) -> str:
+def content_key(doc_id: str, title: str, text: str, image: str | None) -> str:
     """Return a key that documents of equal text share; without text their image, else nothing, is shared."""
     words = normalise(document_text(title, text))
     content = f"text {words}" if words else f"image {image}" if image else f"id {doc_id}"

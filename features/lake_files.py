@@ -44,7 +44,7 @@ def write_impressions(
     day: date | None = None
     try:
         for batch in batches(connection, rows):
-            batch, changed = _repaired(batch, ["query_text"] if repair else [])
+            batch, changed = repair_texts(batch, ["query_text"] if repair else [])
             repaired += changed
             for this, part in _days(batch):
                 if this != day:
@@ -69,7 +69,7 @@ def write_documents(
     repaired = 0
     with _ParquetFile(directory / _FILE, schema) as writer:
         for batch in batches(connection, table.select(*schema.names).order_by("doc_id")):
-            batch, changed = _repaired(batch, texts if repair else [])
+            batch, changed = repair_texts(batch, texts if repair else [])
             repaired += changed
             writer.write(batch)
     return repaired
@@ -144,7 +144,7 @@ class _ParquetFile:
         self.close()
 
 
-def _repaired(batch: pa.RecordBatch, columns: Sequence[str]) -> tuple[pa.RecordBatch, int]:
+def repair_texts(batch: pa.RecordBatch, columns: Sequence[str]) -> tuple[pa.RecordBatch, int]:
     """Repair misread text; return the batch and how many of its rows changed."""
     changed = np.zeros(len(batch), dtype=bool)
     for name in columns:

@@ -2,8 +2,8 @@
 
     query/ document/ two_tower.json     the towers, byte for byte as the checkpoint has them
     index/index.faiss                   rows in the order of ids.json; milvus.json where Milvus has them
-    ids.json                            doc_id of each row
-    documents.parquet                   the catalogue, same order: what encoders, BM25 and the page need
+    ids.json                            doc_id of each row; null for a tombstone, which no search returns
+    documents.parquet                   the documents, same order: what encoders, BM25 and the page need
     manifest.json                       SHA-256 of every file, and the facts listed in `export`
 
 The directory's name is the first 16 hexadecimal digits of the artifact's digest. A bundle is opened only if
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from features.artifact import Artifact
@@ -124,10 +125,11 @@ def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, SearchEngi
             )
         trial.survive(artifact)
         towers = load_towers(path)
-        index = _open_index(path / "index", device)
+        row_ids = json.loads((path / "ids.json").read_text(encoding="utf-8"))
+        doc_ids = [doc_id for doc_id in row_ids if doc_id is not None]
+        index = _open_index(path / "index", device, [doc_id is not None for doc_id in row_ids])
         index.set_parameters(content["index"]["search"])
         documents = pd.read_parquet(path / "documents.parquet")
-        doc_ids = json.loads((path / "ids.json").read_text(encoding="utf-8"))
         _check_agreement(content, towers, index, documents, doc_ids)
         rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
         canary.check(content["canaries"], towers, index, documents, rows)
@@ -140,10 +142,10 @@ def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, SearchEngi
     return artifact, towers, index, documents
 
 
-def _open_index(directory: Path, device: str) -> SearchEngine:
+def _open_index(directory: Path, device: str, alive: list[bool]) -> SearchEngine:
     if (directory / MilvusIndex.file).exists():
         return MilvusIndex.open(directory / MilvusIndex.file)
-    return read(directory / Index.file, device)
+    return read(directory / Index.file, device, np.array(alive, dtype=bool))
 
 
 def _check_kinds(artifact: Artifact) -> None:

@@ -99,7 +99,7 @@ def export(
         write_json(directory / "ids.json", doc_ids)
         shutil.copyfile(examples / "documents.parquet", directory / "documents.parquet")
 
-    return _publish(bundles, content, write)
+    return publish_bundle(bundles, content, write)
 
 
 def _described(
@@ -125,7 +125,7 @@ def _described(
     }
 
 
-def _publish(bundles: Path, content: dict[str, Any], write: Callable[[Path], None]) -> Artifact:
+def publish_bundle(bundles: Path, content: dict[str, Any], write: Callable[[Path], None]) -> Artifact:
     """Write under a hidden name, open it once, and rename it to its id; sweep what killed exports left."""
     for leftover in abandoned_in(bundles):
         remove(leftover)

@@ -192,6 +192,11 @@ class Index:
         """Whether `vectors` are the very vectors that were added."""
         return is_lossless(self._host)
 
+    @property
+    def tombstones(self) -> int:
+        """How many rows are no documents."""
+        return len(self._place_of_row) - self.size
+
     def replace(self, dead: Rows, document_ND: Vectors) -> None:
         """Make tombstones of catalogue rows and append documents; not to be called while searches run.
 

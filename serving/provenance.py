@@ -20,6 +20,38 @@ _LIBRARIES = ("twotower", "torch", "transformers", "numpy", "pandas", "pyarrow",
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Real queries that an index is tuned on, and others that it is measured on.
+
+    Attributes:
+        tuning: Query frame: validation queries, or the next best split.
+        measuring: Query frame: test queries, or the next best split.
+        measuring_split: Which split `measuring` is.
+    """
+
+    tuning: pd.DataFrame
+    measuring: pd.DataFrame
+    measuring_split: str
+
+    @classmethod
+    def read(cls, examples: Path) -> Self:
+        """Sample the queries of an `examples` artifact.
+
+        Raises:
+            ArtifactError: If no split has a query.
+        """
+        splits = {name: _queries(examples / f"{name}.parquet") for name in ("test", "validation")}
+        if not any(map(len, splits.values())):
+            splits = {"train": _queries(examples / "train.parquet")}
+        filled = [name for name, queries in splits.items() if len(queries)]
+        if not filled:
+            raise ArtifactError(f"{examples} has no query in any split; nothing could be measured")
+        tuning = splits["validation" if "validation" in filled else filled[0]]
+        measuring = spread(splits[filled[0]], MEASURED_QUERIES)
+        return cls(spread(tuning, MEASURED_QUERIES), measuring, filled[0])
+
+
+@dataclass(frozen=True)
 class Sources:
     """The artifacts that a bundle is made from, and real queries out of them.
 
@@ -56,22 +88,16 @@ class Sources:
         data = Artifact.read(examples, "examples", verify=True)
         model = Artifact.read(checkpoint, "checkpoint", verify=True)
         judged = None if evaluation is None else Artifact.read(evaluation, "evaluation", verify=True)
-        splits = {name: _queries(examples / f"{name}.parquet") for name in ("test", "validation")}
-        if not any(map(len, splits.values())):
-            splits = {"train": _queries(examples / "train.parquet")}
-        filled = [name for name, queries in splits.items() if len(queries)]
-        if not filled:
-            raise ArtifactError(f"{examples} has no query in any split; nothing could be measured")
-        tuning = splits["validation" if "validation" in filled else filled[0]]
+        held_out = HeldOut.read(examples)
         _check_belongs(judged, data, model)
         return cls(
             examples=data,
             checkpoint=model,
             evaluation=judged,
             window=_window(examples),
-            tuning=spread(tuning, MEASURED_QUERIES),
-            measuring=spread(splits[filled[0]], MEASURED_QUERIES),
-            measuring_split=filled[0],
+            tuning=held_out.tuning,
+            measuring=held_out.measuring,
+            measuring_split=held_out.measuring_split,
         )
 
     def facts(self) -> dict[str, Any]:
