@@ -12,13 +12,22 @@ from features.config import Config
 from serving.batching import DEADLINE
 
 TIMEOUT_HEADER = b"x-timeout-ms"
+_CALM_SECONDS = 1.0
+_UNCOUNTED = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/page/", "/v1/admin/")
 
 
 class AdmissionConfig(Config):
     """What is refused because there is too much of it."""
 
     max_requests: int = Field(
-        64, ge=1, le=100_000, description="requests being answered at once; more are refused with 503"
+        128, ge=1, le=100_000, description="requests being answered at once; more are refused with 503"
+    )
+    overload_requests: int = Field(
+        16,
+        ge=1,
+        le=100_000,
+        description="as max_requests, from a refusal until a second has passed without one: while more come "
+        "than can be answered, those that are let in wait less",
     )
     timeout_ms: int = Field(
         10_000,
@@ -27,6 +36,11 @@ class AdmissionConfig(Config):
         description="longest a search may wait before work on it begins; a caller asks for less by the "
         "header `X-Timeout-Ms`",
     )
+
+
+def is_uncounted(path: str) -> bool:
+    """Return whether a path is answered however much else is asked, such as what watches the server."""
+    return path == "/" or path.startswith(_UNCOUNTED)
 
 
 class TimeoutHeaderError(ValueError):
@@ -41,12 +55,26 @@ class Admission:
 
     Attributes:
         draining: Whether the server is about to stop, and so not ready for more.
+        reading: How many requests wait for their body.
     """
 
     def __init__(self, config: AdmissionConfig) -> None:
         self.config = config
         self.draining = False
+        self.reading = 0
         self._in_flight = 0
+        self._refused_at = -_CALM_SECONDS
+
+    @property
+    def limit(self) -> int:
+        """How many requests are let in at present."""
+        if time.monotonic() - self._refused_at < _CALM_SECONDS:
+            return min(self.config.overload_requests, self.config.max_requests)
+        return self.config.max_requests
+
+    def refuse(self) -> None:
+        """Take note that a request was refused."""
+        self._refused_at = time.monotonic()
 
     @property
     def in_flight(self) -> int:
@@ -55,7 +83,8 @@ class Admission:
 
     def enter(self) -> bool:
         """Take a place; False where none is left. Who got one must `leave`."""
-        if self._in_flight >= self.config.max_requests:
+        if self._in_flight >= self.limit:
+            self.refuse()
             return False
         self._in_flight += 1
         return True

@@ -6,6 +6,7 @@ in the workers of `serving.batching`, other work in a thread pool; `/livez` neve
 
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ from serving.query_log import QueryLog, QueryLogConfig
 from serving.rates import Rates, RatesConfig
 from serving.retriever import QueryLimits
 from serving.routes import PAGE, router
-from serving.server import DrainConfig, build_server
+from serving.server import SWITCH_SECONDS, DrainConfig, build_server
 from serving.shelf import Shelf
 from serving.signing import read_public_key
 from serving.store import Store
@@ -144,4 +145,5 @@ def serve(store: Path, config: ServeConfig) -> None:
         shown = f"[{host}]" if ":" in host else host
         log.info("page http://%s:%d/ · API documentation http://%s:%d/docs", shown, port, shown, port)
         server = build_server(create_app(store, config), config.drain, config.trusted_proxies)
+        sys.setswitchinterval(SWITCH_SECONDS)
         server.run(sockets=[listener])

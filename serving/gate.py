@@ -11,14 +11,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.config import Config
-from serving.admission import TIMEOUT_HEADER, Admission, TimeoutHeaderError
+from serving.admission import TIMEOUT_HEADER, Admission, TimeoutHeaderError, is_uncounted
 from serving.keys import Keys, need
 from serving.metrics import Metrics
 from serving.query_log import WANTED
 from serving.rates import Rates
 from serving.refusals import error_response
-
-_UNCOUNTED = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/page/", "/v1/admin/")
 
 
 class CapsConfig(Config):
@@ -72,8 +70,7 @@ class Gate:
             await refusal(scope, receive, send)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
-        path: str = scope["path"]
-        if path == "/" or path.startswith(_UNCOUNTED):
+        if is_uncounted(scope["path"]):
             await self.app(scope, receive, send)
             return None
         admission = self.rules.admission
@@ -136,6 +133,7 @@ class Gate:
         most_held = caps.max_body_bytes * self.rules.admission.config.max_requests
         parts: list[bytes] = []
         size = 0
+        self.rules.admission.reading += 1
         try:
             async with asyncio.timeout(caps.body_seconds):
                 while True:
@@ -157,6 +155,7 @@ class Gate:
             )
         finally:
             self._held -= size
+            self.rules.admission.reading -= 1
 
     def _body_too_large(self) -> Response:
         text = f"the request body is larger than {self.rules.caps.max_body_bytes} bytes"

@@ -8,6 +8,7 @@ it, and what it cannot take is dropped and counted.
 import json
 import logging
 import os
+import random
 import threading
 import time
 from collections import OrderedDict, deque
@@ -55,6 +56,11 @@ class QueryLogConfig(Config):
         le=10_000_000,
         description="queries and events that wait to be written; more are dropped",
     )
+
+
+def new_query_id() -> str:
+    """Return a random id for a query, 32 hexadecimal digits."""
+    return f"{random.getrandbits(128):032x}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The routes that search. Every request takes one bundle and uses it to the end."""
 
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from serving.embedding import embedding
 from serving.mistakes import checked_part, printable
 from serving.open_inference import inference
 from serving.queries import row_of
+from serving.query_log import new_query_id
 from serving.retriever import Answer, QueryError, Retriever
 from serving.search import Search
 from serving.site import PAGE as PAGE
@@ -76,7 +76,7 @@ async def neighbors(
     return _json(
         NeighborsReply(
             bundle_id=retriever.bundle.bundle_id,
-            query_id=uuid.uuid4().hex,
+            query_id=new_query_id(),
             doc_id=doc_id,
             k=answer.k,
             hits=hits,
@@ -87,9 +87,14 @@ async def neighbors(
 
 
 @router.get("/v1/documents/{doc_id:path}", response_model_exclude_none=True)
-def document(doc_id: str, current: Current) -> DocumentReply:
-    """Return a document of the served bundle's catalogue with all its columns."""
-    bundle = current.retriever.bundle
+async def document(
+    request: Request,
+    doc_id: str,
+    current: Current,
+    bundle_id: Annotated[BundleId | None, Query(description="another bundle than the champion")] = None,
+) -> DocumentReply:
+    """Return a document of a bundle's catalogue with all its columns."""
+    bundle = (await retriever_of(request, current, bundle_id)).bundle
     found = documents_at(bundle.documents, [row_of(doc_id, bundle)])[0]
     return DocumentReply(
         bundle_id=bundle.bundle_id,
@@ -135,7 +140,7 @@ async def _replies(
             replies.append(answer)
             continue
         words = _words(retriever, body) if body.with_documents else None
-        query_id = body.query_id or uuid.uuid4().hex
+        query_id = body.query_id or new_query_id()
         request.app.state.query_log.served(query_id, retriever.bundle.bundle_id, one, answer)
         replies.append(
             SearchReply(

@@ -1,7 +1,7 @@
 """W3C trace context: a caller's `traceparent` goes on in the reply and in every log line of its request."""
 
 import logging
-import os
+import random
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -62,5 +62,5 @@ class TraceFormatter(logging.Formatter):
 
 
 def _random_id(size: int) -> str:
-    drawn = os.urandom(size)
-    return drawn.hex() if any(drawn) else _random_id(size)
+    """Return so many random bytes, not all zero; ids are no secrets, and `os.urandom` gives up the GIL."""
+    return f"{random.randrange(1, 256**size):0{2 * size}x}"

@@ -1,0 +1,108 @@
+"""What a server does at three times the load that it can bear.
+
+    python benchmarks/overload.py STORE --seconds 60 [--server-cores 2] [--json FILE]
+
+Saturation is what 64 callers who never pause get answered. Requests then arrive at random moments at 0.8 and
+at 3 times that rate, and at 0.8 again. Times are of answered requests and count from when a request was due.
+"""
+
+import argparse
+import json
+import os
+import platform
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from load import Replies, closed, opened, resident_mb, sampled, server
+
+REFUSED = (429, 503)
+
+
+def measure(store: Path, seconds: float, cores: str | None) -> dict[str, Any]:
+    """Run the whole benchmark and return its figures."""
+    with server(store, cores=cores) as (pid, port):
+        closed(port, 64, min(5.0, seconds))
+        saturated = closed(port, 64, min(10.0, seconds))
+        rate = len(saturated.with_status(200)) / min(10.0, seconds)
+        figures: dict[str, Any] = {"saturation": round(rate, 1), "seconds": seconds}
+        figures["0.8x"] = described(opened(port, 0.8 * rate, seconds, seed=1), seconds)
+        before = resident_mb(pid)
+        memory: list[float] = []
+        done = threading.Event()
+        watch = threading.Thread(
+            target=lambda: memory.extend(sampled(lambda: resident_mb(pid), 0.5, done.is_set))
+        )
+        watch.start()
+        overload = opened(port, 3 * rate, seconds, seed=2)
+        done.set()
+        watch.join()
+        figures["3x"] = described(overload, seconds)
+        after = opened(port, 0.8 * rate, 10.0, seed=3)
+        figures["after"] = described(after, 10.0)
+        figures["recovery_seconds"] = recovery(after, figures["0.8x"]["p99_ms"])
+        figures["memory_mb"] = {
+            "before": round(before),
+            "most": round(max(memory)),
+            "after": round(resident_mb(pid)),
+        }
+        figures["p99_ratio"] = round(figures["3x"]["p99_ms"] / figures["0.8x"]["p99_ms"], 2)
+        return figures
+
+
+def described(replies: Replies, seconds: float) -> dict[str, Any]:
+    """Return what became of the requests of one phase."""
+    refused = replies.with_status(*REFUSED)
+    answered = replies.with_status(200)
+    return {
+        "asked_per_s": round((len(replies.items) + replies.unsent + replies.lost) / seconds, 1),
+        "answered_per_s": round(len(answered) / seconds, 1),
+        "refused": len(refused),
+        "refused_without_retry_after": sum(b"retry-after" not in reply.head.lower() for reply in refused),
+        "other": len(replies.items) - len(answered) - len(refused),
+        "lost": replies.lost,
+        "unsent": replies.unsent,
+        "p50_ms": round(replies.milliseconds(50, 200), 2),
+        "p99_ms": round(replies.milliseconds(99, 200), 2),
+        "refusal_p99_ms": round(replies.milliseconds(99, *REFUSED), 2),
+    }
+
+
+def recovery(after: Replies, p99_ms: float) -> float | None:
+    """Return from when on no half second had a refusal or was slower than twice the p99 of before."""
+    first = min(reply.due for reply in after.items)
+    last_bad = 0.0
+    for slot in range(20):
+        inside = [r for r in after.items if slot / 2 <= r.due - first < (slot + 1) / 2]
+        slow = [r for r in inside if r.seconds * 1e3 > 2 * p99_ms]
+        if any(r.status != 200 for r in inside) or len(slow) > 0.02 * len(inside):
+            last_bad = (slot + 1) / 2
+    return last_bad if last_bad < 10 else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--server-cores", default=None, help="cores of the server, as taskset takes them")
+    parser.add_argument("--json", type=Path, default=None, help="also write the result here")
+    arguments = parser.parse_args()
+    result = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "server_cores": arguments.server_cores,
+        "load_before": round(os.getloadavg()[0], 1),
+        **measure(arguments.store, arguments.seconds, arguments.server_cores),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.json is not None:
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
