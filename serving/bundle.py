@@ -1,6 +1,7 @@
 """A bundle: query tower, document tower, index, ids and catalogue of one version, published by one rename.
 
     query/ document/ two_tower.json     the towers, byte for byte as the checkpoint has them
+    query.onnx                          the query tower as a graph, where that is faster
     index/index.faiss                   rows in the order of ids.json; milvus.json where Milvus has them
     ids.json                            doc_id of each row; null for a tombstone, which no search returns
     documents.parquet                   the documents, same order: what encoders, BM25 and the page need
@@ -25,10 +26,14 @@ from features.lexical import LexicalIndex
 from features.text import NORMALISER, document_text
 from serving import canary, signing, trial
 from serving.devices import require_device
+from serving.encode import QueryEncoder
 from serving.filters import Catalogue
 from serving.index import Index, SearchEngine, read
 from serving.milvus import MilvusIndex
+from serving.onnx import FILE as GRAPH_FILE
+from serving.onnx import OnnxQueries
 from serving.vectors import SIMILARITIES
+from towers.encoders.text import TextEncoder
 from towers.two_tower import TwoTower
 
 KIND = "bundle"
@@ -51,6 +56,7 @@ class Bundle:
         rows: The row of each id.
         lexical: BM25 over the same catalogue.
         catalogue: Its fields, ready to be filtered.
+        query_encoder: From checked queries to vectors, by the query tower or its graph.
     """
 
     bundle_id: str
@@ -62,6 +68,7 @@ class Bundle:
     rows: dict[str, int]
     lexical: LexicalIndex
     catalogue: Catalogue
+    query_encoder: QueryEncoder
 
     @property
     def query_inputs(self) -> list[str]:
@@ -95,7 +102,8 @@ def load(path: Path, device: str = "auto", trusted_keys: tuple[Path, ...] = ()) 
     """
     require_device(device)
     signing.check(path, trusted_keys)
-    artifact, towers, index, documents = open_bundle(path, device)
+    opened = open_bundle(path, device)
+    artifact, documents = opened.artifact, opened.documents
     bundle_id = artifact.digest[:ID_LENGTH]
     if path.resolve().name != bundle_id:
         raise BundleError(f"{path} holds bundle {bundle_id}; a bundle's directory carries its id")
@@ -106,10 +114,32 @@ def load(path: Path, device: str = "auto", trusted_keys: tuple[Path, ...] = ()) 
     rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
     lexical = LexicalIndex.build(doc_ids, texts)
     catalogue = Catalogue.build(documents)
-    return Bundle(bundle_id, artifact, towers, index, documents, doc_ids, rows, lexical, catalogue)
+    return Bundle(
+        bundle_id=bundle_id,
+        artifact=artifact,
+        towers=opened.towers,
+        index=opened.index,
+        documents=documents,
+        doc_ids=doc_ids,
+        rows=rows,
+        lexical=lexical,
+        catalogue=catalogue,
+        query_encoder=opened.query_encoder,
+    )
 
 
-def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, SearchEngine, pd.DataFrame]:
+@dataclass(frozen=True)
+class Opened:
+    """The parts of a bundle that were checked against each other."""
+
+    artifact: Artifact
+    towers: TwoTower
+    query_encoder: QueryEncoder
+    index: SearchEngine
+    documents: pd.DataFrame
+
+
+def open_bundle(path: Path, device: str) -> Opened:
     """Read and check every part of a bundle, whatever its directory is called.
 
     Raises:
@@ -125,6 +155,7 @@ def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, SearchEngi
             )
         trial.survive(artifact)
         towers = load_towers(path)
+        encoder = open_query_encoder(path, towers)
         row_ids = json.loads((path / "ids.json").read_text(encoding="utf-8"))
         doc_ids = [doc_id for doc_id in row_ids if doc_id is not None]
         index = _open_index(path / "index", device, [doc_id is not None for doc_id in row_ids])
@@ -132,14 +163,28 @@ def open_bundle(path: Path, device: str) -> tuple[Artifact, TwoTower, SearchEngi
         documents = pd.read_parquet(path / "documents.parquet")
         _check_agreement(content, towers, index, documents, doc_ids)
         rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
-        canary.check(content["canaries"], towers, index, documents, rows)
+        canary.check_served(content["canaries"], encoder, index, doc_ids)
+        canary.check_exact(content["canaries"], towers, documents, rows)
     except ArtifactError as error:
         raise BundleError(f"bundle {path.name} is refused: {error}") from None
     except MemoryError:
         raise
     except Exception as error:  # whatever a library makes of parts that do not fit is damage
         raise BundleError(f"bundle {path.name} is refused: {_one_line(error)}") from error
-    return artifact, towers, index, documents
+    return Opened(artifact, towers, encoder, index, documents)
+
+
+def open_query_encoder(directory: Path, towers: TwoTower) -> QueryEncoder:
+    """Return what encodes queries: the graph that a directory holds, or the query tower itself.
+
+    Raises:
+        BundleError: If there is a graph and it cannot be used.
+    """
+    if not (directory / GRAPH_FILE).exists():
+        return QueryEncoder(towers)
+    if not isinstance(towers.query, TextEncoder):
+        raise BundleError(f"it holds {GRAPH_FILE}, but its query tower is no transformer")
+    return QueryEncoder(towers, OnnxQueries(directory / GRAPH_FILE, towers.query))
 
 
 def _open_index(directory: Path, device: str, alive: list[bool]) -> SearchEngine:

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from features.errors import BundleError
-from serving.encode import encode_documents, encode_queries
+from serving.encode import QueryEncoder, encode_documents, encode_queries
 from serving.index import Neighbours, SearchEngine
+from serving.search import Query
 from serving.tune import exact_search
 from serving.vectors import Vectors
 from towers.two_tower import TwoTower
@@ -58,44 +59,69 @@ def spread(frame: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def record(
-    queries: pd.DataFrame, query_CD: Vectors, document_ND: Vectors, index: SearchEngine, doc_ids: list[str]
+    queries: pd.DataFrame,
+    query_CD: Vectors,
+    document_ND: Vectors,
+    served: list[Neighbours],
+    doc_ids: list[str],
 ) -> list[dict[str, Any]]:
-    """Return the canaries as JSON: the query, its exact neighbours, and what the index answers."""
+    """Return the canaries as JSON: the query, its exact neighbours, and what is served.
+
+    Args:
+        queries: As `choose` returned them.
+        query_CD: Their vectors from the query tower itself.
+        document_ND: The catalogue's.
+        served: What the index answers them, encoded as searches are.
+        doc_ids: The id of each catalogue row.
+    """
     exact = exact_search(query_CD, document_ND, DEPTH)
-    served = index.search(query_CD, DEPTH)
     return [
         {"query": _query_json(query), "exact": _hits_json(true, doc_ids), "served": _hits_json(got, doc_ids)}
         for query, true, got in zip(queries.to_dict("records"), exact, served, strict=True)
     ]
 
 
-def check(
-    canaries: list[dict[str, Any]],
-    towers: TwoTower,
-    index: SearchEngine,
-    documents: pd.DataFrame,
-    rows: dict[str, int],
-) -> None:
-    """Ask the canaries again.
+def served(queries: pd.DataFrame, encoder: QueryEncoder, index: SearchEngine) -> list[Neighbours]:
+    """Return what the index answers the canaries."""
+    asked = [
+        Query(entry["text"], tuple(entry["history"]), entry["user_id"])
+        for entry in map(_query_json, queries.to_dict("records"))
+    ]
+    return index.search(encoder.encode(asked), DEPTH)
 
-    Args:
-        canaries: What `record` returned.
-        towers: As loaded from the bundle.
-        index: As loaded, with its search parameters set.
-        documents: The bundle's catalogue, in the index's row order.
-        rows: The row of each doc_id.
+
+def check_served(
+    canaries: list[dict[str, Any]], encoder: QueryEncoder, index: SearchEngine, doc_ids: list[str]
+) -> None:
+    """Ask the canaries again, on the way that searches go.
 
     Raises:
         BundleError: If there are none, or an answer differs from the recorded one by more than ties allow.
     """
     if not canaries:
         raise BundleError("the bundle has no canary queries")
-    queries = pd.concat([query_frame(**canary["query"]) for canary in canaries], ignore_index=True)
-    query_CD = encode_queries(towers, queries)
-    doc_ids = documents["doc_id"].tolist()
-    for place, (canary, got) in enumerate(zip(canaries, index.search(query_CD, DEPTH), strict=True)):
+    for place, (canary, got) in enumerate(
+        zip(canaries, served(_frame_of(canaries), encoder, index), strict=True)
+    ):
         if not _same_answer(_hits_json(got, doc_ids), canary["served"]):
             raise BundleError(f"canary query {place} does not get its recorded neighbours from the index")
+
+
+def check_exact(
+    canaries: list[dict[str, Any]], towers: TwoTower, documents: pd.DataFrame, rows: dict[str, int]
+) -> None:
+    """Encode the canaries and their exact neighbours by both towers and compare the scores.
+
+    Args:
+        canaries: What `record` returned.
+        towers: As loaded from the bundle.
+        documents: The bundle's catalogue.
+        rows: The catalogue row of each doc_id.
+
+    Raises:
+        BundleError: If a score differs from the recorded one.
+    """
+    query_CD = encode_queries(towers, _frame_of(canaries))
     wanted = sorted({hit["doc_id"] for canary in canaries for hit in canary["exact"]}, key=rows.__getitem__)
     part = documents.iloc[[rows[doc_id] for doc_id in wanted]].reset_index(drop=True)
     vectors = dict(zip(wanted, encode_documents(towers, part), strict=True))
@@ -103,6 +129,10 @@ def check(
         again = [float(vectors[hit["doc_id"]] @ query_D) for hit in canary["exact"]]
         if not _close(again, [hit["score"] for hit in canary["exact"]]):
             raise BundleError(f"canary query {place} does not get its recorded scores from the towers")
+
+
+def _frame_of(canaries: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.concat([query_frame(**canary["query"]) for canary in canaries], ignore_index=True)
 
 
 def _same_answer(got: list[dict[str, Any]], recorded: list[dict[str, Any]]) -> bool:

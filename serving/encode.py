@@ -3,7 +3,9 @@
 Shapes: N documents, B queries, D embedding.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from features.errors import BundleError
+from serving.onnx import OnnxQueries
 from serving.search import Query
 from serving.vectors import Vectors, unusable_rows
 from towers.batch import Features
@@ -18,6 +21,9 @@ from towers.two_tower import TwoTower
 
 Progress = Callable[[int, int], None]
 """Called with (rows done, rows in all)."""
+
+KEPT_QUERIES = 10_000
+"""Vectors of queries that are kept: 5 MB at 128 dimensions."""
 
 _PREPARED_ROWS = 16_384  # prepared inputs are held for this many rows at a time
 _BATCH_ROWS = 256
@@ -51,23 +57,84 @@ def encode_queries(towers: TwoTower, queries: pd.DataFrame, *, progress: Progres
     return _usable_queries(_encode(towers, queries, towers.prepare_queries, towers.encode_queries, progress))
 
 
-def encode_searches(towers: TwoTower, queries: Sequence[Query]) -> Vectors:
-    """Return (B, D) float32 vectors of checked queries, in their order; the one seam of all searches.
+class QueryEncoder:
+    """Turns checked queries into vectors: the one way from a search to the index. Safe from many threads.
 
-    Raises:
-        BundleError: If a vector is not finite or absurdly long.
+    The vectors of the last queries are kept, since much of a day's traffic is the same few texts.
+
+    Args:
+        towers: In evaluation mode.
+        graph: The query tower as an ONNX graph; None: the tower itself encodes.
+        kept: How many queries' vectors are kept; 0 keeps none.
+
+    Attributes:
+        hits: Queries whose vector was still there.
+        misses: Queries that were encoded.
     """
+
+    def __init__(self, towers: TwoTower, graph: OnnxQueries | None = None, kept: int = KEPT_QUERIES) -> None:
+        self.hits = self.misses = 0
+        self._towers, self._graph, self._most = towers, graph, kept
+        self._kept: OrderedDict[Query, Vectors] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def note(self) -> str:
+        """Which of the two encodes, in words."""
+        return "torch" if self._graph is None else "ONNX"
+
+    def encode(self, queries: Sequence[Query]) -> Vectors:
+        """Return (B, D) float32 vectors of queries, in their order.
+
+        Raises:
+            BundleError: If a vector is not finite or absurdly long.
+        """
+        found = [self._recall(query) for query in queries]
+        missing = list(dict.fromkeys(q for q, vector in zip(queries, found, strict=True) if vector is None))
+        fresh = dict(zip(missing, self._encoded(missing), strict=True)) if missing else {}
+        self._keep(fresh)
+        vectors = [fresh[q] if v is None else v for q, v in zip(queries, found, strict=True)]
+        return np.stack(vectors) if vectors else np.empty((0, _dimension(self._towers)), dtype=np.float32)
+
+    def _encoded(self, queries: Sequence[Query]) -> Vectors:
+        if self._graph is not None:
+            texts = [query.text or "" for query in queries]
+            starts = range(0, len(texts), _BATCH_ROWS)
+            parts = [self._graph.encode(texts[start : start + _BATCH_ROWS]) for start in starts]
+            return _usable_queries(np.concatenate(parts))
+        frame = query_frame_of(queries)
+        if len(queries) > _BATCH_ROWS:
+            return encode_queries(self._towers, frame)
+        with torch.inference_mode():
+            features = self._towers.prepare_queries(frame).to(next(self._towers.parameters()).device)
+            return _usable_queries(self._towers.encode_queries(features).cpu().numpy())
+
+    def _recall(self, query: Query) -> Vectors | None:
+        with self._lock:
+            vector = self._kept.get(query)
+            if vector is None:
+                self.misses += 1
+            else:
+                self.hits += 1
+                self._kept.move_to_end(query)
+        return vector
+
+    def _keep(self, fresh: Mapping[Query, Vectors]) -> None:
+        with self._lock:
+            for query, vector in fresh.items():
+                self._kept[query] = vector
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+
+
+def query_frame_of(queries: Sequence[Query]) -> pd.DataFrame:
+    """Return queries as the frame that query towers read."""
     columns = {
         "query_text": [query.text for query in queries],
         "history": [list(query.history) for query in queries],
         "user_id": [query.user_id for query in queries],
     }
-    frame = pd.DataFrame(columns, dtype=object)
-    if len(queries) > _BATCH_ROWS:
-        return encode_queries(towers, frame)
-    with torch.inference_mode():
-        features = towers.prepare_queries(frame).to(next(towers.parameters()).device)
-        return _usable_queries(towers.encode_queries(features).cpu().numpy())
+    return pd.DataFrame(columns, dtype=object)
 
 
 def _usable_queries(vectors: Vectors) -> Vectors:

@@ -21,6 +21,8 @@ from serving.choose import Choice, choose, store_in_milvus
 from serving.curve import JSON_NAME, PLOT_NAME
 from serving.devices import describe_faiss
 from serving.encode import Progress, encode_documents, encode_queries
+from serving.graph_choice import Judged, choose_form
+from serving.onnx import FILE as GRAPH_FILE
 from serving.provenance import Sources, describe_versions
 from serving.pruning import abandoned_in, remove
 from serving.tune import ann_recall
@@ -85,13 +87,19 @@ def export(
     }
     if choice.curve is not None:
         content["measured"] = {"index_curve": choice.curve.as_json()}
+    judged = Judged(pd.read_parquet(examples / "validation.parquet"), doc_ids, document_ND)
+    form = choose_form(towers, index.query_onnx, judged)
+    content["query_encoder"] = form.facts
     canaries = canary.choose(sources.held_out, documents)
+    answers = canary.served(canaries, form.encoder, built)
     content["canaries"] = canary.record(
-        canaries, encode_queries(towers, canaries), document_ND, built, doc_ids
+        canaries, encode_queries(towers, canaries), document_ND, answers, doc_ids
     )
 
     def write(directory: Path) -> None:
         shutil.copytree(checkpoint / TOWERS, directory, dirs_exist_ok=True)
+        if form.graph is not None:
+            (directory / GRAPH_FILE).write_bytes(form.graph)
         (directory / "index").mkdir()
         built.write(directory / "index" / built.file)
         if choice.curve is not None:
@@ -133,7 +141,7 @@ def publish_bundle(bundles: Path, content: dict[str, Any], write: Callable[[Path
     try:
         with publish(hidden, KIND, content, CURVE_FILES) as staging:
             write(staging)
-        artifact, *_ = open_bundle(hidden, "cpu")
+        artifact = open_bundle(hidden, "cpu").artifact
         final = bundles / artifact.digest[:ID_LENGTH]
         if final.exists() and not _is_whole(final):
             final.rename(bundles / f".damaged-{final.name}-{uuid.uuid4().hex}")

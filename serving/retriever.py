@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from serving.bundle import Bundle
-from serving.encode import encode_documents, encode_queries, encode_searches
+from serving.encode import encode_documents, encode_queries
 from serving.explain import explain
 from serving.hybrid import fuse, without
 from serving.index import Neighbours
@@ -114,7 +114,7 @@ class Retriever:
         for place, one in enumerate(checked):
             if isinstance(one, QueryError):
                 raise QueryError(one.code, f"queries.{place}: {one}")
-        return encode_searches(self.bundle.towers, [one.query for one in checked if isinstance(one, Checked)])
+        return self.bundle.query_encoder.encode([one.query for one in checked if isinstance(one, Checked)])
 
     def title(self, doc_id: str) -> str:
         """Return a document's title; empty where the catalogue has none."""
@@ -133,7 +133,7 @@ class Retriever:
     def _answered(self, asked: Sequence[Checked]) -> Iterable[Answer]:
         dense = [one for one in asked if one.asks_towers]
         started = time.perf_counter()
-        query_BD = encode_searches(self.bundle.towers, [one.query for one in dense]) if dense else None
+        query_BD = self.bundle.query_encoder.encode([one.query for one in dense]) if dense else None
         encoded = time.perf_counter()
         nearest = iter(self._nearest(dense, query_BD) if query_BD is not None else ())
         searched = time.perf_counter()

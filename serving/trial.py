@@ -122,6 +122,10 @@ def _try(path: Path, seconds: int) -> None:
                     values = tensors.get_tensor(key)
                     if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
                         raise BundleError(f"its tensor {key} in {name} is not finite")
+        elif name.endswith(".onnx"):
+            import onnxruntime
+
+            onnxruntime.InferenceSession(str(path / name), providers=["CPUExecutionProvider"])
         elif name.endswith(".json"):
             json.loads((path / name).read_text(encoding="utf-8"))
 

@@ -137,18 +137,19 @@ class TwoTower(nn.Module):
 
     def encode_queries(self, features: Features) -> Tensor:
         """Return (N, D) float32 vectors; of unit length under cosine."""
-        return self._comparable(self.query(features))
+        return self.comparable(self.query(features))
 
     def encode_documents(self, features: Features) -> Tensor:
         """Return (N, D) float32 vectors; of unit length under cosine."""
-        return self._comparable(self.document(features))
+        return self.comparable(self.document(features))
 
     def score(self, query_BD: Tensor, document_ND: Tensor) -> Tensor:
         """Return (B, N) float32 inner products of encoded queries and documents, before the temperature."""
         with torch.autocast(query_BD.device.type, enabled=False):
             return query_BD.float() @ document_ND.float().T
 
-    def _comparable(self, vectors: Tensor) -> Tensor:
+    def comparable(self, vectors: Tensor) -> Tensor:
+        """Return an encoder's output as the similarity compares it: float32, of unit length under cosine."""
         vectors = vectors.float()
         if self.similarity == "cosine":
             return nn.functional.normalize(vectors, dim=1, eps=_EPSILON)

@@ -210,20 +210,18 @@ def test_of_many_searches_each_gets_its_own_answer_or_refusal(retriever: Retriev
 
 
 def test_all_queries_are_encoded_in_one_call_and_equal_ones_searched_in_one(bundle: Bundle, monkeypatch):
-    import serving.retriever
-
     calls: list[tuple[str, int]] = []
-    encode, search = serving.retriever.encode_searches, type(bundle.index).search
+    encode, search = type(bundle.query_encoder).encode, type(bundle.index).search
 
-    def encoded(towers, queries):
+    def encoded(encoder, queries):
         calls.append(("encode", len(queries)))
-        return encode(towers, queries)
+        return encode(encoder, queries)
 
     def searched(index, query_BD, k, selection=None):
         calls.append((f"search {k}", len(query_BD)))
         return search(index, query_BD, k, selection)
 
-    monkeypatch.setattr(serving.retriever, "encode_searches", encoded)
+    monkeypatch.setattr(type(bundle.query_encoder), "encode", encoded)
     monkeypatch.setattr(type(bundle.index), "search", searched)
     mixed = [Search(text=text, k=k) for text in ("red", "blue", "lamp") for k in (3, 5)]
     Retriever(bundle).answer_many([*mixed, Search(text="tea", mode="bm25")])

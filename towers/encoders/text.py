@@ -110,16 +110,27 @@ class TextEncoder(Encoder):
 
     def prepare(self, frame: pd.DataFrame) -> Features:
         """Tokenise the text of each row; a text without tokens becomes one unknown or padding token."""
-        texts = [self.config.prefix + text[:MAX_CHARACTERS] for text in texts_of(frame, self.side)]
-        if not texts:
+        lists = self.tokenise(texts_of(frame, self.side))
+        if not lists:
             return Features(ragged={_TOKENS: Ragged.from_lengths(*torch.empty(2, 0, dtype=torch.int64))})
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.config.max_length)["input_ids"]
-        nothing = [self.tokenizer.unk_token_id or self.tokenizer.pad_token_id or 0]
-        lists = [tokens or nothing for tokens in encoded]
         lengths = torch.tensor([len(tokens) for tokens in lists])
         return Features(
             ragged={_TOKENS: Ragged.from_lengths(torch.from_numpy(np.concatenate(lists)), lengths)}
         )
+
+    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, prefix and special tokens included; at least one each."""
+        if not texts:
+            return []
+        read = [self.config.prefix + text[:MAX_CHARACTERS] for text in texts]
+        encoded = self.tokenizer(read, truncation=True, max_length=self.config.max_length)["input_ids"]
+        nothing = [self.tokenizer.unk_token_id or self.padding]
+        return [tokens or nothing for tokens in encoded]
+
+    @property
+    def padding(self) -> int:
+        """The token id that fills a row up; masked, so that its value changes nothing."""
+        return self.tokenizer.pad_token_id or 0
 
     def forward(self, features: Features) -> Tensor:
         """Return (N, D) vectors; padding to the longest text of the batch changes none of them."""
@@ -129,8 +140,11 @@ class TextEncoder(Encoder):
             return torch.zeros(0, self.dimension, device=lengths.device)
         longest = int(lengths.max())
         mask_NL = torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
-        padding = self.tokenizer.pad_token_id or 0
-        tokens_NL = tokens.values.new_full(mask_NL.shape, padding).masked_scatter(mask_NL, tokens.values)
+        tokens_NL = tokens.values.new_full(mask_NL.shape, self.padding).masked_scatter(mask_NL, tokens.values)
+        return self.encode_tokens(tokens_NL, mask_NL)
+
+    def encode_tokens(self, tokens_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        """Return (N, D) vectors of padded token ids; the mask is true where there is a token."""
         hidden_NLH = self.transformer(input_ids=tokens_NL, attention_mask=mask_NL.long()).last_hidden_state
         pooled = pool(hidden_NLH, mask_NL, self.config.pooling)
         vectors: Tensor = pooled if self.projector is None else self.projector(pooled)
