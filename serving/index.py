@@ -259,10 +259,12 @@ class Index:
         return "whole" if allowed is None else self._way(k, allowed)
 
     def _way(self, k: int, allowed: Allowed) -> Way:
+        if allowed.count <= _EXHAUSTIVE_ROWS:
+            return "exhaustive"
         most = _FEW_FORBIDDEN if self.device == "cpu" else _GPU_MAX_K - k
         if self.tunable is None and len(allowed.mask) - allowed.count <= most:
             return "overfetched"  # a full scan, whose k + forbidden nearest hold the k allowed
-        if allowed.count <= _EXHAUSTIVE_ROWS or self.tunable is None or not self._selects:
+        if self.tunable is None or not self._selects:
             return "exhaustive"
         return "selective" if allowed is self._alive else "adaptive"
 
