@@ -81,7 +81,7 @@ def train_on_ranks(
 
 @contextmanager
 def _torchrun(folder: Path, ranks: int, messages: IO[str]) -> Iterator["subprocess.Popen[str]"]:
-    """Start torchrun; at the end it is told to stop, which is nothing where it has ended."""
+    """Start torchrun; at the end it and its ranks are stopped, which is nothing where they have ended."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // ranks))}
     if "PET_NNODES" not in os.environ:  # one machine: nothing beyond loopback, whatever its name resolves to
@@ -101,6 +101,7 @@ def _torchrun(folder: Path, ranks: int, messages: IO[str]) -> Iterator["subproce
             yield process
         finally:
             process.terminate()
+            process.wait()
 
 
 def _listen(process: "subprocess.Popen[str]", record: Recorder, messages: IO[str]) -> list[tuple[str, str]]:

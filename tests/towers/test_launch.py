@@ -164,3 +164,21 @@ def test_ranks_end_with_the_process_that_started_them_and_the_next_one_goes_on(
     assert "resumed" in dict(record.events)
     whole = train_on_ranks(coloured_things, tmp_path / "whole", TOWERS, config, seed=0, record=NoRecorder())
     assert resumed.digest == whole.digest
+
+
+class Interrupter(NoRecorder):
+    """Stands for Ctrl-C."""
+
+    def metric(self, name: str, value: float, step: int) -> None:
+        if step >= 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.crash
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_no_rank_is_left_after_an_interrupt(coloured_things: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_on_ranks(
+            coloured_things, tmp_path / "x", TOWERS, configured(ranks=2), seed=0, record=Interrupter()
+        )
+    assert processes_of(tmp_path / "x.progress" / "job.json") == []
