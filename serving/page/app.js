@@ -10,6 +10,7 @@ import { judge, load, whenRefused } from "./judge.js";
 import { onKeyInResults, toResults } from "./keyboard.js";
 
 const TYPING_PAUSE_MS = 150;
+const PATIENCE_MS = 600;
 
 const state = { kind: null, request: 0, bundle: null, query: null };
 let pause = 0;
@@ -115,7 +116,17 @@ async function ask() {
   const started = performance.now();
   const shown = [...columns.columns.shown];
   if (asked.text !== undefined) load(asked.text);
-  const replies = await Promise.all(shown.map((column) => send("v1/search", { ...asked, ...columns.bodyOf(column), with_documents: true })));
+  const replies = shown.map(() => ({ pending: true }));
+  const all = Promise.all(shown.map(async (column, place) => {
+    replies[place] = await send("v1/search", { ...asked, ...columns.bodyOf(column), with_documents: true });
+  }));
+  // a bundle that is opened first keeps its own column waiting, not the others
+  await Promise.race([all, new Promise((done) => setTimeout(done, PATIENCE_MS))]);
+  if (number === state.request && replies.some((reply) => reply.pending) && replies.some((reply) => reply.body)) {
+    state.query = asked;
+    showResults(replies, performance.now() - started);
+  }
+  await all;
   if (number !== state.request) return;
   $("results").removeAttribute("aria-busy");
   if (replies.every((reply) => reply.error)) {
@@ -143,14 +154,15 @@ function showResults(replies, roundTrip) {
     terms: (column) => state.kind === "text" || column === "bm25",
     open: (hit, column) => open(hit, column, state.query),
   });
+  const waiting = replies.some((reply) => reply.pending);
   const shared = [...ranks[0].keys()].filter((docId) => ranks.slice(1).every((other) => other.has(docId))).length;
   const most = Math.max(...ranks.map((one) => one.size));
   const bundles = replies.map((reply, place) => (columns.bodyOf(columns.columns.shown[place]).bundle_id ? null : reply.body?.bundle_id));
   const mixed = new Set(bundles.filter(Boolean)).size > 1 ? ["the bundle changed meanwhile"] : [];
   const notes = [...new Set([...replies.flatMap((reply) => reply.body?.notes ?? []), ...mixed])];
   $("summary").replaceChildren(
-    el("span", {}, el("b", {}, `${shared} of ${most}`), ranks.length === 2 ? " in both" : ` in all ${ranks.length}`),
-    el("span", {}, el("b", {}, `${Math.round(roundTrip)} ms`), " for all answers"),
+    waiting ? "" : el("span", {}, el("b", {}, `${shared} of ${most}`), ranks.length === 2 ? " in both" : ` in all ${ranks.length}`),
+    waiting ? el("span", {}, "waiting for a bundle to be opened…") : el("span", {}, el("b", {}, `${Math.round(roundTrip)} ms`), " for all answers"),
     ...notes.map((note) => el("span", {}, note)));
   $("summary").dataset.ms = roundTrip.toFixed(1);
 }

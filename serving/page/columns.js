@@ -100,6 +100,7 @@ export function fill(replies, context) {
 }
 
 function items(reply, column, mark, context) {
+  if (reply.pending) return [el("li", { class: "nothing" }, "Opening this bundle…")];
   if (reply.error) return [el("li", { class: "nothing" }, reply.error.message)];
   const why = column === "bm25" ? "No document shares a word with this query." : "Nothing was found.";
   if (!reply.body.hits.length) return [el("li", { class: "nothing" }, why)];

@@ -2,7 +2,7 @@
 
 import { count, el, svg } from "./dom.js";
 
-const WIDTH = 560, HEIGHT = 280, LEFT = 54, RIGHT = 18, TOP = 18, BOTTOM = 44;
+const WIDTH = 560, HEIGHT = 300, LEFT = 54, RIGHT = 18, TOP = 32, BOTTOM = 46;
 const FAMILIES = 6;
 
 export function curve({ target, k, queries, chosen, settings }) {
@@ -16,7 +16,7 @@ export function curve({ target, k, queries, chosen, settings }) {
   const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "curve", role: "img", "aria-label": described(settings, chosen, k) },
     ...axes(across, y, floor, k),
     svg("line", { class: "target", x1: LEFT, x2: WIDTH - RIGHT, y1: y(target), y2: y(target) }),
-    svg("text", { class: "label", x: LEFT + 4, y: y(target) - 5 }, `target ${target}`),
+    svg("text", { class: "label", x: WIDTH - RIGHT, y: y(target) + 16, "text-anchor": "end" }, `target ${target}`),
     ...names.map((name, family) => line(settings.filter((one) => one.factory === name), family, across.x, y)),
     ...settings.map((one, place) => point(one, names.indexOf(one.factory), place === chosen, across.x, y, k)));
   const legend = el("ul", { class: "legend" }, ...names.map((name, family) =>
@@ -37,15 +37,16 @@ function scaleOf(speeds) {
 }
 
 function axes({ x, ticks }, y, floor, k) {
-  const steps = [0, 0.25, 0.5, 0.75, 1].map((part) => floor + part * (1 - floor));
+  const apart = [0.01, 0.02, 0.05, 0.1, 0.2].find((one) => (1 - floor) / one <= 6.5) ?? 0.2;
+  const steps = Array.from({ length: Math.floor((1 - floor) / apart + 1e-6) + 1 }, (_, place) => 1 - place * apart);
   return [
     ...steps.flatMap((recall) => [
       svg("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(recall), y2: y(recall) }),
-      svg("text", { class: "tick", x: LEFT - 8, y: y(recall) + 4, "text-anchor": "end" }, recall.toFixed(recall % 0.05 ? 3 : 2)),
+      svg("text", { class: "tick", x: LEFT - 8, y: y(recall) + 4, "text-anchor": "end" }, recall.toFixed(2)),
     ]),
     ...ticks.map((speed) => svg("text", { class: "tick", x: x(speed), y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, speed >= 1000 ? `${speed / 1000}k` : String(speed))),
     svg("text", { class: "label", x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, "queries a second, faster to the right"),
-    svg("text", { class: "label", x: LEFT - 46, y: 11 }, `ANN recall@${k}`),
+    svg("text", { class: "label", x: 4, y: 15 }, `ANN recall@${k}`),
   ];
 }
 

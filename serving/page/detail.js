@@ -17,7 +17,7 @@ export async function open(hit, column, query) {
   if (!$("detail").open) $("detail").showModal();
   $("detail").scrollTop = 0;
   const [full, why, near] = await Promise.all([
-    others ? { body: hit } : read(`v1/documents/${pathOf(hit.doc_id)}`),
+    read(`v1/documents/${pathOf(hit.doc_id)}${others ? `?bundle_id=${others}` : ""}`),
     query ? send("v1/search", { ...query, ...bodyOf(column), explain: true }) : {},
     read(`v1/documents/${pathOf(hit.doc_id)}/neighbors?k=10&with_documents=true${others ? `&bundle_id=${others}` : ""}`),
   ]);

@@ -286,6 +286,23 @@ def test_bundles_are_listed_compared_and_their_curve_is_drawn(browser, several, 
         assert f"{shared} of 10 also by towers" in page.inner_text(f'[data-column="{other}"] .shared')
 
 
+def test_a_bundle_that_takes_long_to_open_keeps_only_its_own_column_waiting(browser, several):
+    address, _, other = several
+
+    def slow(route):
+        if other in (route.request.post_data or ""):
+            page.wait_for_timeout(1_500)
+        route.continue_()
+
+    with opened(browser, address) as page:
+        page.route("**/v1/search", slow)
+        page.goto(f"{address}/?q=red&c=dense&c={other}")
+        page.wait_for_selector(f'[data-column="{other}"] .nothing:has-text("Opening this bundle")')
+        assert page.locator('[data-column="dense"] .hit').count() == 10
+        page.wait_for_selector(f'[data-column="{other}"] .hit')
+        assert "in both" in page.inner_text("#summary")
+
+
 def test_a_picture_comes_from_this_server_or_over_https_only(page):
     def with_image(address: str) -> int:
         def answer(route):
