@@ -13,12 +13,13 @@ from pydantic import ByteSize, Field, PositiveInt, field_validator, model_valida
 
 from features.config import Config
 from features.errors import ConfigError
-from serving.devices import place, reason
+from serving.devices import build_cagra, place, reason
 from serving.index import Index, SearchParameter
 from serving.milvus import MilvusConfig
 from serving.vectors import Vectors, check_similarity
 
 _POINTS_PER_LIST = 64
+_CAGRA = re.compile(r"CAGRA(?P<degree>\d{1,3})")
 _CHANGES_MEANING = re.compile(r"(^|,)(L2norm|IDMap2?)(,|$)")
 
 
@@ -41,8 +42,8 @@ class IndexConfig(Config):
     factory: str | None = Field(
         None,
         min_length=1,
-        description="faiss factory string, such as Flat or IVF256,SQ8; none: chosen by measurement where "
-        "target_recall is set, else Flat",
+        description="faiss factory string, such as Flat or IVF256,SQ8, or CAGRA32 on a GPU; none: chosen by "
+        "measurement where target_recall is set, else Flat",
     )
     search: dict[SearchParameter, PositiveInt] = Field(
         default_factory=dict,
@@ -139,6 +140,8 @@ def build(
     check_similarity(document_ND, similarity)
     count, dimension = document_ND.shape
     factory = config.named_factory
+    if cagra := _CAGRA.fullmatch(factory):
+        return _built_cagra(document_ND, config, int(cagra["degree"]))
     try:
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
@@ -148,7 +151,7 @@ def build(
     try:
         if shared is not None:
             shared.train(index, document_ND)
-        placed, device, _ = place(index, config.device)
+        placed, device, *_ = place(index, config.device)
         if not placed.is_trained:
             placed.train(document_ND)
         placed.add(document_ND)
@@ -163,6 +166,15 @@ def build(
     except ValueError as error:
         raise ConfigError(f"index.search: {error}; remove it") from None
     return built
+
+
+def _built_cagra(document_ND: Vectors, config: IndexConfig, degree: int) -> Index:
+    try:
+        return Index(build_cagra(document_ND, degree), config.device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"index.factory {config.named_factory!r}: {reason(error)}; use IVF or Flat"
+        ) from None
 
 
 def _quieten(index: Any) -> None:

@@ -49,7 +49,7 @@ def candidates(
         count: N.
         dimension: D.
         memory: Largest index, in bytes; None is no limit.
-        device: `cpu` or `gpu`; a GPU has neither graphs by insertion, nor refinement, nor the fast scan.
+        device: As `serving.devices.best_device`; a GPU has no graph by insertion, refinement or fast scan.
     """
     kept: list[Candidate] = []
     out: list[LeftOut] = []
@@ -78,7 +78,9 @@ def _families(count: int, dimension: int, device: str) -> list[list[Candidate]]:
     ids = 8 * count + 4 * lists * dimension
     ivf = f"IVF{lists}"
     families = [flat, [Candidate(f"{ivf},Flat", exact + ids)], [Candidate(f"{ivf},SQ8", byte + ids)]]
-    if device == "gpu":
+    if device == "cagra":
+        families.append([Candidate(f"CAGRA{_LINKS}", exact + 4 * _LINKS * count + 16 * count)])
+    if device != "cpu":
         return families
     families.append([Candidate(f"{ivf},SQ8,RFlat", byte + ids + exact)])
     if dimension % 2 == 0:

@@ -12,13 +12,13 @@ import time
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-import faiss
 import pandas as pd
 
 from features.errors import ConfigError
 from serving.build import IndexConfig, SharedLists, build
 from serving.candidates import Candidate, LeftOut, candidates
 from serving.curve import Curve, Setting
+from serving.devices import best_device
 from serving.index import Index, SearchEngine
 from serving.milvus import MilvusIndex
 from serving.tune import Parameters, Reading, Yardstick, tune
@@ -182,8 +182,7 @@ def store_in_milvus(
 def _compare(contest: _Contest, document_ND: Vectors, config: IndexConfig, similarity: str) -> None:
     """Let every candidate that fits enter the contest."""
     count, dimension = document_ND.shape
-    device = "gpu" if config.device != "cpu" and faiss.get_num_gpus() > 0 else "cpu"
-    fitting, contest.left_out = candidates(count, dimension, config.memory, device)
+    fitting, contest.left_out = candidates(count, dimension, config.memory, best_device(config.device))
     if not fitting:
         raise ConfigError(
             f"index.memory {config.memory:,} bytes holds no index of {count:,} × {dimension}: "

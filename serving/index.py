@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import BundleError
-from serving.devices import place, reason, stored_bytes
+from serving.devices import on_cpu, place, reason, search_on_gpu, set_on_gpu, stored_bytes
 from serving.faiss_file import read_faiss
 from serving.filters import Mask, Selection
 from serving.subsets import (
@@ -103,6 +103,7 @@ class Index:
         alive: As above; None where every row is a document.
         device: Where it is searched: `cpu` or `gpu`.
         note: The same in words, with the faiss version and the reason.
+        lost: Why a GPU that was there is not used, at once or since a search failed there; None: nothing was.
         tunable: The parameter that trades time for ANN recall; None where search is a full scan.
         largest_setting: The value of `tunable` beyond which search gains nothing.
 
@@ -122,7 +123,7 @@ class Index:
             raise BundleError(f"ids for {len(alive)} vectors; the index has {faiss_index.ntotal}")
         self.tunable, self.largest_setting = tunable(faiss_index)
         self._host = faiss_index  # searched for selections also where all else is searched on a GPU
-        self._searched, self.device, self.note = place(faiss_index, device)
+        self._searched, self.device, self.note, self.lost = place(faiss_index, device)
         # a GPU index shares one StandardGpuResources: one searching thread at a time
         self._lock = threading.Lock()
         self._bury(np.ones(faiss_index.ntotal, dtype=bool) if alive is None else alive)
@@ -130,7 +131,7 @@ class Index:
     @property
     def dimension(self) -> int:
         """D: length of a vector."""
-        return int(self._searched.d)
+        return int(self._host.d)
 
     @property
     def size(self) -> int:
@@ -144,9 +145,10 @@ class Index:
             ValueError: If this kind of index has no such parameter.
         """
         for name, value in parameters.items():
-            space = faiss.ParameterSpace() if self.device == "cpu" else faiss.GpuParameterSpace()
             try:
-                space.set_index_parameter(self._searched, name, value)
+                faiss.ParameterSpace().set_index_parameter(self._host, name, value)
+                if self.device == "gpu":
+                    set_on_gpu(self._searched, name, value)
             except RuntimeError:
                 raise ValueError(f"this index has no search parameter {name!r}") from None
 
@@ -236,7 +238,12 @@ class Index:
         if self.device == "cpu" or k > _GPU_MAX_K:
             return Found(*self._host.search(query_BD, k))
         with self._lock:
-            return Found(*self._searched.search(query_BD, k))
+            try:
+                return Found(*search_on_gpu(self._searched, self._host, query_BD, k))
+            except RuntimeError as error:  # out of memory, as a rule
+                why = f"a search on the GPU failed: {reason(error)}"
+                self._searched, self.device, self.note, self.lost = on_cpu(self._host, why)
+        return Found(*self._host.search(query_BD, k))
 
     def _among(self, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
         way = self._way(k, allowed)

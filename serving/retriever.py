@@ -16,7 +16,7 @@ from serving.bundle import Bundle
 from serving.encode import encode_documents, encode_queries
 from serving.explain import explain
 from serving.hybrid import fuse, without
-from serving.index import Neighbours
+from serving.index import Index, Neighbours
 from serving.queries import Checked, check, check_size, row_of
 from serving.queries import QueryError as QueryError
 from serving.queries import QueryLimits as QueryLimits
@@ -186,6 +186,9 @@ class Retriever:
     ) -> Answer:
         served_k = min(search.k, len(self.bundle.doc_ids))
         notes = _notes(search, served_k, len(hits), len(unknown))
+        index = self.bundle.index
+        if isinstance(index, Index) and index.lost is not None:
+            notes.append(f"the index was searched {index.lost}")
         return Answer(hits, served_k, unknown, *times, notes, explanation)
 
 
