@@ -48,12 +48,16 @@ def check_similarity(vectors: Vectors, similarity: str) -> None:
     """Assert that inner product is the similarity of these vectors.
 
     Raises:
-        BundleError: If the similarity is unknown, or a `cosine` vector has neither unit length nor none.
+        BundleError: If the similarity is unknown, a vector is not finite or absurdly long, or a `cosine`
+            vector has neither unit length nor none.
     """
     if similarity not in SIMILARITIES:
         raise BundleError(
             f"similarity {similarity!r} cannot be indexed by inner product; one of {SIMILARITIES} can"
         )
+    refused = unusable_rows(vectors)
+    if refused.size:
+        raise BundleError(f"vector {refused[0]} is not finite or longer than {MAX_NORM:g}")
     if similarity == "cosine" and len(vectors):
         norm = np.linalg.norm(vectors, axis=1)
         worst = float(
