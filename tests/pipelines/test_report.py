@@ -7,6 +7,7 @@ from rich.console import Console
 from pipelines.report import (
     comparison_grid,
     html_page,
+    print_index,
     print_results,
     print_table,
     results_grid,
@@ -14,6 +15,8 @@ from pipelines.report import (
     slices_grid,
     value_with_interval,
 )
+from serving.candidates import LeftOut
+from serving.curve import Curve, Setting
 
 
 def row(system, slice_, metric, value, n=10):
@@ -125,3 +128,27 @@ def test_the_html_page_escapes_and_loads_nothing():
     assert "x &amp; y" in page
     assert "+0.1000" in page
     assert not [tag for tag, attributes in tags if {"src", "href"} & attributes.keys()]
+
+
+def test_an_index_is_printed_with_what_it_was_chosen_from_and_what_was_left_out():
+    def setting(factory, recall, speed):
+        return Setting(factory, {"nprobe": 3}, recall, speed, 50.0, 1.5, 0.5)
+
+    settings = [setting("IVF8,Flat", 0.99, 1_000.0), setting("IVF8,SQ8", 0.97, 3_000.0)]
+    curve = Curve(0.95, 10, 200, settings, 1, [LeftOut("HNSW32", "about 9 MB, over index.memory")])
+    content = {"index": {"factory": "IVF8,SQ8", "note": "IVF8,SQ8 is the cheapest"}}
+    output = io.StringIO()
+    console = Console(file=output, width=200)
+    print_index(console, {**content, "measured": {"index_curve": curve.as_json()}})
+    printed = output.getvalue()
+    assert printed.startswith("IVF8,SQ8 is the cheapest\n")
+    assert "→" in next(line for line in printed.splitlines() if "0.9700" in line)
+    assert "3,000" in printed
+    assert "left out: HNSW32: about 9 MB, over index.memory" in printed
+    assert Curve.from_json(curve.as_json()) == curve
+
+
+def test_an_index_that_was_not_tuned_is_printed_in_one_line():
+    output = io.StringIO()
+    print_index(Console(file=output), {"index": {"factory": "Flat"}})
+    assert output.getvalue() == "Flat\n"
