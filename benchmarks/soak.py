@@ -133,14 +133,14 @@ def swap_and_watch(
     turn = cycle(bundles)
     end = time.monotonic() + arguments.minutes * 60
     swap_at = time.monotonic()
-    while time.monotonic() < end:
+    while time.monotonic() < end and len(seen.swap_seconds) < arguments.promotions:
         if time.monotonic() >= swap_at:
             bundle_id = next(turn)
             store.set_champion(bundle_id, "soak")
             seen.swap_seconds.append(wait_for(client, bundle_id))
             swap_at = time.monotonic() + arguments.swap_seconds
         seen.memory.append(resident_mb(pid))
-        time.sleep(1)
+        time.sleep(min(1.0, arguments.swap_seconds))
 
 
 def described(seen: Seen, seconds: float, metrics: str) -> dict[str, Any]:
@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--callers", type=int, default=2)
     parser.add_argument("--swap-seconds", type=float, default=20.0, help="time between two promotions")
+    parser.add_argument("--promotions", type=int, default=10**9, help="end after so many")
     parser.add_argument("--bundles", type=int, default=2, help="how many of the store's bundles take turns")
     parser.add_argument("--json", type=Path, default=None, help="also write the result here")
     arguments = parser.parse_args()
