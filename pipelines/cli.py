@@ -10,6 +10,7 @@ from features.errors import ArtifactError, ConfigError
 from pipelines.output import EXIT_CODES, OUTPUT, RefusedError, reported
 from pipelines.store_cli import Debug, Json, StorePath
 from pipelines.store_cli import app as store_commands
+from pipelines.update_cli import app as update_commands
 from pipelines.workspace import STAGES, Workspace
 
 _CODES = " · ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
@@ -26,6 +27,7 @@ app = typer.Typer(
 study = typer.Typer(help="Repeat a finding of this project on your data.", no_args_is_help=True)
 app.add_typer(study, name="study")
 app.add_typer(store_commands)
+app.add_typer(update_commands)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.", show_default=False)]
 Set = Annotated[

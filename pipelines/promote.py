@@ -60,6 +60,8 @@ def promote(store: Path, bundle_id: str, evaluation: Path, metric: str, config: 
         objections.append("was the champion and was rolled back")
     against = "the store had no champion"
     if champion is not None:
+        if _origin(pointer, champion.bundle_id) == bundle_id:
+            objections.append(f"champion {champion.bundle_id} is an update of it")
         against, worse = champion_objection(store, champion.bundle_id, challenger, metric, config.tolerance)
         objections += worse
     row = challenger.value(metric)
@@ -72,6 +74,15 @@ def promote(store: Path, bundle_id: str, evaluation: Path, metric: str, config: 
     if config.keep is not None:
         prune(pointer, config.keep)
     return Decision(bundle_id, True, True, reason)
+
+
+def _origin(store: Store, bundle_id: str) -> str | None:
+    """Return the exported bundle that an updated one goes back to."""
+    try:
+        origin = store.bundle(bundle_id).content.get("update", {}).get("exported")
+    except ArtifactError:
+        return None
+    return None if origin is None else str(origin)
 
 
 def baseline_objections(challenger: Evaluation, metric: str, baselines: Sequence[str]) -> list[str]:

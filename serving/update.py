@@ -23,7 +23,7 @@ from pydantic import Field
 
 from features.artifact import Artifact, write_json
 from features.config import Config
-from features.errors import BundleError
+from features.errors import BundleError, SchemaError
 from serving import canary
 from serving.build import IndexConfig
 from serving.bundle import ID_LENGTH, open_bundle
@@ -100,8 +100,8 @@ def update(
         progress: Called as documents are encoded.
 
     Raises:
-        BundleError: If the parent is refused or its vectors are elsewhere, a change cannot be made, no
-            document would be left, or a vector is not finite. Nothing is published then.
+        BundleError: If the parent is refused, its vectors are elsewhere, or a vector is not finite.
+        SchemaError: If a change cannot be made, or no document would be left. Nothing is published then.
     """
     opened = open_bundle(bundle, "cpu")
     parent, towers, index = opened.artifact, opened.towers, opened.index
@@ -159,7 +159,7 @@ def plan_changes(catalogue: pa.Table, changes: Changes) -> Plan:
         changes: What to change; its documents have the catalogue's columns.
 
     Raises:
-        BundleError: If there is no change, a document is changed twice, one that does not exist is to be
+        SchemaError: If there is no change, a document is changed twice, one that does not exist is to be
             deleted, or none would be left.
     """
     schema = catalogue.schema.remove_metadata()
@@ -169,14 +169,14 @@ def plan_changes(catalogue: pa.Table, changes: Changes) -> Plan:
     rows = {doc_id: row for row, doc_id in enumerate(catalogue["doc_id"].to_pylist())}
     upserted, deleted = changed["doc_id"].to_pylist(), list(changes.deleted)
     if not upserted and not deleted:
-        raise BundleError("there is nothing to change; give documents, or ids to delete")
+        raise SchemaError("there is nothing to change; give documents, or ids to delete")
     _refuse("is given twice; give each document once", _repeated(upserted) or _repeated(deleted))
     _refuse("is both given and deleted; do one of the two", sorted(set(upserted) & set(deleted)))
     _refuse("is to be deleted, but the bundle has no such document", [d for d in deleted if d not in rows])
     replaced = [rows[doc_id] for doc_id in upserted if doc_id in rows]
     dead = np.array(sorted([*replaced, *(rows[doc_id] for doc_id in deleted)]), dtype=np.int64)
     if len(rows) - len(dead) + len(upserted) == 0:
-        raise BundleError("no document would be left; a bundle needs at least one")
+        raise SchemaError("no document would be left; a bundle needs at least one")
     kept = np.ones(len(rows), dtype=bool)
     kept[dead] = False
     counts = {"added": len(upserted) - len(replaced), "updated": len(replaced), "deleted": len(deleted)}
@@ -275,7 +275,7 @@ def _repeated(doc_ids: Sequence[str]) -> list[str]:
 def _refuse(what: str, doc_ids: Sequence[str]) -> None:
     if doc_ids:
         more = f" ({len(doc_ids)} such documents)" if len(doc_ids) > 1 else ""
-        raise BundleError(f"{doc_ids[0][:60]!r} {what}{more}")
+        raise SchemaError(f"{doc_ids[0][:60]!r} {what}{more}")
 
 
 def _copy_towers(parent: Artifact, directory: Path) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "verify",
     "rollback",
     "prune",
+    "update",
     "config",
     "study",
 }

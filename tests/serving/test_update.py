@@ -213,12 +213,12 @@ def test_a_new_document_is_cold_and_a_changed_one_keeps_its_clicks(bundle):
 )
 def test_a_change_that_cannot_be_made_is_refused(given, deleted, said):
     documents = pa.table({"doc_id": pa.array(given, pa.string())})
-    with pytest.raises(BundleError, match=said):
+    with pytest.raises(SchemaError, match=said):
         plan_changes(pa.table({"doc_id": ["a", "b"]}), Changes(documents, deleted))
 
 
 def test_a_refused_change_publishes_nothing(bundle, tmp_path):
-    with pytest.raises(BundleError, match="no such document"):
+    with pytest.raises(SchemaError, match="no such document"):
         update(bundle.artifact.path, tmp_path, Changes(None, ["nobody"]), UpdateConfig())
     assert list(tmp_path.iterdir()) == []
 

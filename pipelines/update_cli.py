@@ -1,0 +1,147 @@
+"""`twotower update`: documents of a served bundle added, replaced and deleted without a training."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from features.errors import ArtifactError, SchemaError
+from pipelines.output import OUTPUT, reported
+from pipelines.store_cli import Debug, Json, StorePath
+from pipelines.workspace import Workspace
+from serving.signing import SignConfig, read_private_key, sign
+from serving.store import Store
+
+if TYPE_CHECKING:  # it imports torch and faiss
+    from serving.provenance import HeldOut
+
+app = typer.Typer()
+
+
+@app.command()
+@reported
+def update(
+    store: StorePath,
+    documents: Annotated[
+        Path | None,
+        typer.Option(
+            "--documents",
+            metavar="FILE",
+            help="Documents to add or to replace: CSV, JSON lines or Parquet with the catalogue's columns.",
+        ),
+    ] = None,
+    delete: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--delete", metavar="ID|@FILE", help="Id to delete, or a file with one a line; repeatable."
+        ),
+    ] = None,
+    bundle: Annotated[str, typer.Option("--bundle", metavar="ID", help="Bundle to start from.")] = "champion",
+    rebuild_share: Annotated[
+        float,
+        typer.Option(
+            "--rebuild-share", min=0, max=1, help="Share of tombstones past which the index is built again."
+        ),
+    ] = 0.2,
+    promote: Annotated[bool, typer.Option("--promote", help="Make the new bundle the champion.")] = False,
+    sign_key: Annotated[
+        Path | None, typer.Option("--sign", metavar="PEM", help="Private key to sign the new bundle with.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Add, replace and delete documents of a bundle without training: a new bundle, its parent unchanged."""
+    if not store.is_dir():
+        raise ArtifactError(f"{store} is not a folder; give the `store` of a configuration that was run")
+    if sign_key is not None:
+        read_private_key(sign_key)
+    with Workspace(store).lock():
+        told = _update(store, bundle, documents, _ids(delete or []), rebuild_share)
+        if sign_key is not None:
+            sign(Store(store).bundle_path(told["bundle"]), SignConfig(key=sign_key))
+        told["promoted"] = promote
+        if promote:
+            changed = ", ".join(f"{told[name]} {name}" for name in ("added", "updated", "deleted"))
+            Store(store).set_champion(told["bundle"], f"update of {told['parent']}: {changed}")
+    _say(store, told)
+    OUTPUT.finish(told)
+
+
+def _update(
+    store: Path, bundle: str, documents: Path | None, deleted: list[str], rebuild_share: float
+) -> dict[str, Any]:
+    """Publish the new bundle, note from which artifacts it comes, and return the facts about it."""
+    from pipelines.comparison import champion_id
+
+    parent = Store(store).bundle(champion_id(store) if bundle == "champion" else bundle)
+    sys.stderr.write("updating  torch and faiss are loaded first; this takes some seconds\n")
+    import pyarrow.parquet as pq
+
+    from features.changes import read_changes
+    from serving.update import Changes, UpdateConfig, update
+
+    rows = None
+    if documents is not None:
+        rows = read_changes(documents, pq.read_table(parent.path / "documents.parquet"))
+    workspace = Workspace(store)
+    record = next((r for r in workspace.records("exports") if r.get("bundle") == parent.path.name), None)
+    artifact = update(
+        parent.path,
+        workspace.bundles,
+        Changes(rows, deleted),
+        UpdateConfig(rebuild_share=rebuild_share),
+        _held_out(record),
+    )
+    if record is not None:  # the towers are the same, and so is their evaluation
+        workspace.write_record("exports", artifact.path.name, {**record, "bundle": artifact.path.name})
+    facts = dict(artifact.content["update"])
+    recall = artifact.content["index"]["ann_recall"]
+    documents_left = artifact.content["documents"]
+    return {"store": str(store), "bundle": artifact.path.name, "documents": documents_left, **facts} | {
+        "ann_recall": recall
+    }
+
+
+def _held_out(record: dict[str, Any] | None) -> "HeldOut | None":
+    """Return the held-out queries of the bundle's examples, where the store has them still."""
+    from serving.provenance import HeldOut
+
+    if record is None:
+        return None
+    try:
+        return HeldOut.read(Path(record["examples"]))
+    except (ArtifactError, OSError):
+        return None
+
+
+def _ids(given: list[str]) -> list[str]:
+    """Return the ids to delete; a name after @ is a file of them."""
+    ids = []
+    for one in given:
+        if not one.startswith("@"):
+            ids.append(one)
+            continue
+        try:
+            lines = Path(one[1:]).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SchemaError(f"--delete {one}: no readable text ({error}); name a file of ids") from None
+        ids += [line for line in (line.removesuffix("\r") for line in lines) if line]
+    return ids
+
+
+def _say(store: Path, told: dict[str, Any]) -> None:
+    say = OUTPUT.console.out
+    recall = told["ann_recall"]
+    say(
+        f"bundle {told['bundle']} from {told['parent']}: {told['added']} added, {told['updated']} updated, "
+        f"{told['deleted']} deleted, {told['documents']:,} documents, {told['tombstones']} tombstones"
+        f"{', index built again' if told['rebuilt'] else ''}",
+        highlight=False,
+    )
+    say(
+        f"ANN recall@{recall['k']} {recall['value']:.4f} on {recall['queries']} queries ({recall['split']})",
+        highlight=False,
+    )
+    served = "serves it now" if told["promoted"] else "does not serve it; --promote would"
+    say(f"{store} {served}", highlight=False)

@@ -1,0 +1,125 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from features.artifact import publish
+from features.examples import build_examples
+from features.lake import ingest
+from pipelines.cli import app
+from pipelines.config import PromoteConfig, load_config
+from pipelines.promote import promote
+from pipelines.workspace import Workspace
+from serving.build import IndexConfig
+from serving.bundle import load
+from serving.export import export
+from serving.store import Store
+from towers.two_tower import build_two_tower
+
+
+def run(*arguments: object) -> tuple[int, str, dict]:
+    """Run a command in this process; returns its exit code, what it said, and its JSON."""
+    done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    lines = done.stdout.strip().splitlines()
+    return done.exit_code, done.stderr, json.loads(lines[-1]) if lines and lines[-1][0] == "{" else {}
+
+
+@pytest.fixture(scope="module")
+def store(shop_text: str, shop_data: Path, tmp_path_factory) -> Store:
+    """The small shop's catalogue behind untrained towers, exported and served."""
+    tmp_path = tmp_path_factory.mktemp("updates")
+    (tmp_path / "tiny.yaml").write_text(shop_text.format(store=tmp_path / "store", data=shop_data))
+    config = load_config(tmp_path / "tiny.yaml")
+    ingest(config.source, tmp_path / "lake", config.ingest)
+    build_examples(tmp_path / "lake", tmp_path / "examples", config.examples)
+    documents = pd.read_parquet(tmp_path / "examples" / "documents.parquet")
+    torch.manual_seed(0)
+    queries = pd.read_parquet(tmp_path / "examples" / "train.parquet")
+    with publish(tmp_path / "checkpoint", "checkpoint", {}) as staging:
+        build_two_tower(config.towers, documents, queries).save(staging / "two_tower")
+    opened = Store(tmp_path / "store")
+    bundle = export(
+        tmp_path / "examples", tmp_path / "checkpoint", None, opened.bundles, IndexConfig(k=10)
+    ).path.name
+    record = {
+        "bundle": bundle,
+        "examples": str(tmp_path / "examples"),
+        "checkpoint": str(tmp_path / "checkpoint"),
+        "evaluation": str(tmp_path / "evaluation"),
+    }
+    Workspace(opened.root).write_record("exports", "0" * 16, record)
+    opened.set_champion(bundle, "first")
+    return opened
+
+
+MISTAKES = [
+    ([], 3, "nothing to change"),
+    (["--delete", "nobody"], 3, "'nobody' is to be deleted, but the bundle has no such document"),
+    (["--delete", "@nowhere.txt"], 3, "no readable text"),
+    (["--documents", "nowhere.csv", "--delete", "x"], 3, "does not exist"),
+    (["--bundle", "../../etc", "--delete", "x"], 4, "is not a bundle id"),
+    (["--rebuild-share", "2", "--delete", "x"], 2, "rebuild-share"),
+]
+
+
+def test_a_mistake_is_one_line_and_publishes_nothing(store: Store):
+    before = {path for path in store.root.rglob("*") if path.name != ".lock"}
+    for arguments, code, said in MISTAKES:
+        done = run("update", store.root, *arguments)
+        assert done[0] == code, done
+        assert said in done[1]
+        assert "Traceback" not in done[1]
+    assert {path for path in store.root.rglob("*") if path.name != ".lock"} == before
+
+
+def test_documents_are_added_replaced_and_deleted_from_the_command_line(
+    store: Store, tmp_path: Path, make_evaluation
+):
+    first = store.bundle_ids()[0]
+    catalogue = pd.read_parquet(store.bundles / first / "documents.parquet")
+    learnt = ["content_key", "impressions", "clicks", "ctr", "sampling_probability", "cold"]
+    rows = catalogue.drop(columns=learnt).head(2).copy()
+    rows["doc_id"] = [catalogue["doc_id"][0], "new/ü"]
+    rows["title"] = ["a xylophone of glass", "a xylophone of brass"]
+    rows.to_json(tmp_path / "changes.jsonl", orient="records", lines=True, date_format="iso")
+    gone = catalogue["doc_id"].tolist()[2:5]
+    (tmp_path / "gone.txt").write_text(f"{gone[0]}\r\n{gone[1]}\n\n", encoding="utf-8")
+    changes = ("--documents", tmp_path / "changes.jsonl", "--delete", f"@{tmp_path / 'gone.txt'}")
+    code, said, told = run("update", store.root, *changes, "--delete", gone[2])
+    assert code == 0, said
+    assert (told["added"], told["updated"], told["deleted"], told["tombstones"]) == (1, 1, 3, 4)
+    assert (told["parent"], told["promoted"], told["ann_recall"]["split"]) == (first, False, "test")
+    assert store.champion().bundle_id == first
+    code, said, told = run("update", store.root, "--bundle", told["bundle"], "--delete", "new/ü", "--promote")
+    assert code == 0, said
+    assert store.champion().bundle_id == told["bundle"]
+    assert "0 added, 0 updated, 1 deleted" in store.champion().reason
+    bundle = load(store.bundle(told["bundle"]).path)
+    assert {*gone, "new/ü"}.isdisjoint(bundle.doc_ids)
+    assert bundle.documents["title"][bundle.rows[rows["doc_id"][0]]] == "a xylophone of glass"
+
+    make_evaluation(store.root.parent / "evaluation", {"towers": 0.5})
+    decision = promote(
+        store.root, first, store.root.parent / "evaluation", "nDCG@10", PromoteConfig(require_beats=[])
+    )
+    assert not decision.promoted  # a later run of the same export must not undo the changes
+    assert f"champion {told['bundle']} is an update of it" in decision.reason
+
+
+def test_vectors_of_the_champion_or_of_a_named_bundle_are_written_as_parquet(store: Store, tmp_path: Path):
+    code, said, told = run("vectors", store.root, tmp_path / "vectors.parquet")
+    assert code == 0, said
+    bundle = store.champion().bundle_id
+    table = pd.read_parquet(tmp_path / "vectors.parquet")
+    assert (told["bundle"], told["vectors"]) == (bundle, len(table))
+    assert len(table["vector"][0]) == told["dimension"]
+    assert f"{len(table):,} vectors of bundle {bundle}" in said
+    first = store.bundle_ids()[0]
+    assert run("vectors", store.root, tmp_path / "first.parquet", "--bundle", first)[2]["bundle"] == first
+    assert run("vectors", store.root, tmp_path / "x.parquet", "--bundle", "f" * 16)[0] == 4
+    code, said, _ = run("vectors", store.root, tmp_path / "absent" / "x.parquet")
+    assert code == 2
+    assert "choose another file" in said
