@@ -1,4 +1,4 @@
-"""The commands about a store's bundles: list, verify, roll back, prune."""
+"""The commands about a store's bundles: list, verify, roll back, prune, write vectors."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,6 +152,10 @@ def prune(
         say(f"keeps {bundle_id}: {why}", highlight=False)
     for name in (*done.removed, *done.abandoned):
         say(f"{verb} {name}", highlight=False)
+    for name in done.collections:
+        say(f"{verb} collection {name} of Milvus", highlight=False)
+    for name, why in done.left.items():
+        say(f"left collection {name} in Milvus, drop it there: {why}", highlight=False)
     say(f"{verb} {len(done.removed)} bundles, {done.freed / 1e6:.1f} MB in all", highlight=False)
     OUTPUT.finish(
         {
@@ -161,6 +165,38 @@ def prune(
             "kept": done.kept,
             "abandoned": done.abandoned,
             "bytes": done.freed,
+            "collections": done.collections,
+            "collections_left": done.left,
+        }
+    )
+
+
+@app.command()
+@reported
+def vectors(
+    store: StorePath,
+    path: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.", show_default=False)],
+    bundle: Annotated[str, typer.Option("--bundle", metavar="ID", help="Which bundle.")] = "champion",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the vectors of a bundle's documents as Parquet: `doc_id` and `vector`."""
+    opened = _opened(store)
+    from pipelines.comparison import champion_id
+    from serving.bundle import load
+    from serving.vectors_file import write_vectors
+
+    chosen = champion_id(store) if bundle == "champion" else bundle
+    written = load(opened.bundle(chosen).path, "cpu")
+    count = write_vectors(written, path)
+    OUTPUT.console.out(f"{path} holds {count:,} vectors of bundle {written.bundle_id}", highlight=False)
+    OUTPUT.finish(
+        {
+            "store": str(store),
+            "bundle": written.bundle_id,
+            "path": str(path),
+            "vectors": count,
+            "dimension": written.index.dimension,
         }
     )
 

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from features.config import Config
 from features.errors import TwotowerError
+from serving.milvus_collection import IndexUnavailableError
 from serving.retriever import QueryError
 from serving.search import Answer, Search
 
@@ -183,6 +184,8 @@ def _work(jobs: list[_Job]) -> list[list[Answer | QueryError] | Exception]:
     """Answer a batch; where that fails each request is asked alone, so that a defect of one stays its own."""
     try:
         answers = list(jobs[0].engine.answer_many([search for job in jobs for search in job.searches]))
+    except IndexUnavailableError as error:  # it would be for each of them too, after a wait each time
+        return [error for _ in jobs]
     except Exception as error:
         return [error] if len(jobs) == 1 else [outcome for job in jobs for outcome in _work([job])]
     parts: list[list[Answer | QueryError] | Exception] = []

@@ -13,11 +13,8 @@ Shapes: B queries, N documents, D embedding, k neighbours.
 import contextlib
 import hashlib
 import json
-import math
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,19 +25,25 @@ from pydantic import Field
 
 from features.artifact import write_json
 from features.config import Config
-from features.errors import BundleError, ConfigError, TwotowerError
+from features.errors import BundleError
 from serving.filters import Selection
 from serving.index import Neighbours, SearchParameter
+from serving.milvus_collection import (
+    FILE,
+    TOKEN_VARIABLE,
+    URI_VARIABLE,
+    Collection,
+    IndexUnavailableError,
+    connect,
+    reason,
+    refusing,
+    row_count,
+)
+from serving.milvus_fields import LISTED_ROWS, batches, expression
 from serving.vectors import Vectors, check_vectors
 
-URI_VARIABLE = "TWOTOWER_MILVUS_URI"
-TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
 MAX_K = 16_384
 """Most neighbours that Milvus returns."""
-
-_LISTED_ROWS = 5_000
-_BATCH_BYTES = 8_000_000
-_OPERATORS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 
 class MilvusConfig(Config):
@@ -63,24 +66,6 @@ class MilvusConfig(Config):
     timeout_seconds: float = Field(10.0, gt=0, le=3_600, description="longest wait for one search")
 
 
-class IndexUnavailableError(TwotowerError):
-    """The service that holds the vectors does not answer."""
-
-
-@dataclass(frozen=True)
-class _Collection:
-    """What a bundle records of its collection, and reads back; `moments` are its fields of timestamps."""
-
-    uri: str
-    collection: str
-    rows: int
-    dimension: int
-    moments: list[str]
-    index_type: str
-    search: dict[str, int]
-    timeout_seconds: float
-
-
 class MilvusIndex:
     """A collection that answers like `serving.index.Index`.
 
@@ -89,9 +74,9 @@ class MilvusIndex:
         stored: Which collection, and how it is searched.
     """
 
-    file = "milvus.json"
+    file = FILE
 
-    def __init__(self, client: Any, stored: _Collection) -> None:
+    def __init__(self, client: Any, stored: Collection) -> None:
         self._client = client
         self._stored = stored
         self.note = f"Milvus collection {stored.collection} ({stored.index_type})"
@@ -113,7 +98,7 @@ class MilvusIndex:
             ValueError: If `check_vectors` refuses the vectors.
         """
         checked_ND = check_vectors(document_ND, document_ND.shape[1])
-        stored = _Collection(
+        stored = Collection(
             uri=config.uri,
             collection=f"twotower_{_fingerprint(checked_ND, documents, config)}",
             rows=len(documents),
@@ -123,16 +108,16 @@ class MilvusIndex:
             search=dict(config.search),
             timeout_seconds=config.timeout_seconds,
         )
-        client = _connect(config.uri)
-        with _refusing(f"index.milvus: {config.uri}"):
+        client = connect(config.uri)
+        with refusing(f"index.milvus: {config.uri}"):
             if client.has_collection(stored.collection):
-                if _rows(client, stored.collection) == stored.rows:
+                if row_count(client, stored.collection) == stored.rows:
                     client.load_collection(stored.collection)
                     return cls(client, stored)
                 client.drop_collection(stored.collection)
             try:
                 _create(client, stored, config)
-                for batch in _batches(checked_ND, documents):
+                for batch in batches(checked_ND, documents):
                     client.insert(stored.collection, batch)
                 client.flush(stored.collection)
                 client.load_collection(stored.collection)
@@ -149,17 +134,14 @@ class MilvusIndex:
             BundleError: If the file is damaged, or the collection is gone or has another number of rows.
             ConfigError: If pymilvus is not installed, or Milvus cannot be reached.
         """
-        try:
-            stored = _Collection(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise BundleError(f"{path} does not name a collection: {error}") from None
-        uri = os.environ.get(URI_VARIABLE, stored.uri)
-        client = _connect(uri)
-        with _refusing(uri):
+        stored = Collection.read(path)
+        uri = stored.address
+        client = connect(uri)
+        with refusing(uri):
             if not client.has_collection(stored.collection):
                 raise BundleError(f"Milvus at {uri} has no collection {stored.collection}; export again")
             client.load_collection(stored.collection)
-            rows = _rows(client, stored.collection)
+            rows = row_count(client, stored.collection)
         if rows != stored.rows:
             raise BundleError(f"collection {stored.collection} has {rows} rows; the bundle has {stored.rows}")
         return cls(client, stored)
@@ -213,8 +195,8 @@ class MilvusIndex:
         if selection is not None and selection.count == 0:
             nothing = Neighbours(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
             return [nothing for _ in checked_BD]
-        expression = "" if selection is None else _expression(selection, self._stored.moments)
-        found = self._ask(checked_BD, k, expression)
+        condition = "" if selection is None else expression(selection, self._stored.moments)
+        found = self._ask(checked_BD, k, condition)
         return [_neighbours(hits, selection) for hits in found]
 
     def way(self, selection: Selection) -> Literal["whole", "rows", "filters"]:
@@ -222,7 +204,7 @@ class MilvusIndex:
         forbidden = len(selection.mask) - selection.count
         if not forbidden:
             return "whole"
-        return "rows" if min(selection.count, forbidden) <= _LISTED_ROWS else "filters"
+        return "rows" if min(selection.count, forbidden) <= LISTED_ROWS else "filters"
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> Vectors:
         """Return (n, D) vectors of catalogue rows.
@@ -258,13 +240,13 @@ class MilvusIndex:
         """End the connection."""
         self._client.close()
 
-    def _ask(self, query_BD: Vectors, k: int, expression: str) -> list[list[dict[str, Any]]]:
+    def _ask(self, query_BD: Vectors, k: int, condition: str) -> list[list[dict[str, Any]]]:
         with self._answering():
             found: list[list[dict[str, Any]]] = self._client.search(
                 self._stored.collection,
                 data=list(query_BD),
                 limit=k,
-                filter=expression,
+                filter=condition,
                 output_fields=["row"],
                 search_params={"metric_type": "IP", "params": self._stored.search},
                 timeout=self._stored.timeout_seconds,
@@ -279,49 +261,21 @@ class MilvusIndex:
             yield
         except MilvusException as error:
             raise IndexUnavailableError(
-                f"Milvus does not answer for {self._stored.collection}: {_reason(error)}"
+                f"Milvus does not answer for {self._stored.collection}: {reason(error)}"
             ) from error
-
-
-def _connect(uri: str) -> Any:
-    try:
-        from pymilvus import MilvusClient
-    except ImportError:
-        raise ConfigError("index.milvus needs pymilvus; install the extra `milvus`") from None
-    with _refusing(uri):
-        return MilvusClient(uri, token=os.environ.get(TOKEN_VARIABLE, ""), timeout=10)
-
-
-@contextlib.contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    """Turn what pymilvus makes of a wrong address or parameter into one line."""
-    from pymilvus.exceptions import MilvusException
-
-    try:
-        yield
-    except MilvusException as error:
-        raise ConfigError(f"{what}: {_reason(error)}; check the address and index.milvus") from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "message", "") or error).split())[:200]
-
-
-def _rows(client: Any, collection: str) -> int:
-    return int(client.get_collection_stats(collection)["row_count"])
 
 
 def _fingerprint(document_ND: Vectors, documents: pd.DataFrame, config: MilvusConfig) -> str:
     """Return a digest of everything that a collection holds."""
     digest = hashlib.sha256(np.ascontiguousarray(document_ND).tobytes())
-    for batch in _batches(document_ND, documents):
+    for batch in batches(document_ND, documents):
         texts = [[row["doc_id"], row["fields"]] for row in batch]
         digest.update(json.dumps(texts, ensure_ascii=False).encode())
     digest.update(f"{config.index_type} {sorted(config.build.items())}".encode())
     return digest.hexdigest()[:32]
 
 
-def _create(client: Any, stored: _Collection, config: MilvusConfig) -> None:
+def _create(client: Any, stored: Collection, config: MilvusConfig) -> None:
     from pymilvus import DataType
 
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -332,90 +286,6 @@ def _create(client: Any, stored: _Collection, config: MilvusConfig) -> None:
     index = client.prepare_index_params()
     index.add_index("vector", index_type=config.index_type, metric_type="IP", params=dict(config.build))
     client.create_collection(stored.collection, schema=schema, index_params=index, consistency_level="Strong")
-
-
-def _batches(document_ND: Vectors, documents: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows for Milvus in requests of bounded size; texts stay in the catalogue."""
-    names = [name for name in documents.columns if name not in ("doc_id", "title", "text")]
-    rows = max(1, _BATCH_BYTES // (document_ND.shape[1] * 8 + 1_000))
-    for start in range(0, len(documents), rows):
-        part = documents.iloc[start : start + rows]
-        fields = part[names].to_dict("records")
-        yield [
-            {"row": start + place, "doc_id": doc_id, "fields": _stored(values), "vector": vector}
-            for place, (doc_id, values, vector) in enumerate(
-                zip(part["doc_id"], fields, document_ND[start : start + rows], strict=True)
-            )
-        ]
-
-
-def _stored(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return a document's fields as JSON, without those it does not have."""
-    kept = {str(name): _json(value) for name, value in values.items()}
-    return {name: value for name, value in kept.items() if value is not None}
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_json(entry) for entry in value if entry is not None]
-    if value is None or value is pd.NaT or value is pd.NA:
-        return None
-    if isinstance(value, datetime):
-        return _microseconds(value)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _expression(selection: Selection, moments: list[str]) -> str:
-    """Say a selection in Milvus's language: by rows where they are few, else by the filters themselves."""
-    size = len(selection.mask)
-    if selection.count == size:
-        return ""
-    if selection.count <= _LISTED_ROWS:
-        return f"row in {np.flatnonzero(selection.mask).tolist()}"
-    if size - selection.count <= _LISTED_ROWS:
-        return f"row not in {np.flatnonzero(~selection.mask).tolist()}"
-    parts = [_condition(name, wanted, name in moments) for name, wanted in selection.filters.items()]
-    if selection.excluded:
-        parts.append(f"doc_id not in {json.dumps(list(selection.excluded), ensure_ascii=False)}")
-    return " and ".join(parts)
-
-
-def _condition(name: str, wanted: Any, is_moment: bool) -> str:
-    field = "doc_id" if name == "doc_id" else f"fields[{json.dumps(name, ensure_ascii=False)}]"
-    if not isinstance(wanted, Mapping):
-        return _any_of(field, [_literal(wanted, is_moment)])
-    if "in" in wanted:
-        return _any_of(field, [_literal(value, is_moment) for value in wanted["in"]])
-    return " and ".join(
-        f"{field} {_OPERATORS[key]} {_literal(value, is_moment)}" for key, value in wanted.items()
-    )
-
-
-def _any_of(field: str, literals: list[str]) -> str:
-    """Match a value, or any element of a list; nothing matches no values."""
-    if not literals:
-        return "row < 0"
-    listed = f"[{', '.join(literals)}]"
-    if field == "doc_id":
-        return f"doc_id in {listed}"
-    equal = " or ".join(f"{field} == {literal}" for literal in literals)  # Milvus Lite has no `in` for JSON
-    return f"({equal} or json_contains_any({field}, {listed}))"
-
-
-def _literal(value: Any, is_moment: bool) -> str:
-    if is_moment:
-        return str(_microseconds(datetime.fromisoformat(value) if isinstance(value, str) else value))
-    return json.dumps(value.item() if isinstance(value, np.generic) else value, ensure_ascii=False)
-
-
-def _microseconds(moment: datetime) -> int:
-    """Return a moment as microseconds since 1970, UTC where it names no zone."""
-    since = moment.replace(tzinfo=moment.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-    return since // timedelta(microseconds=1)
 
 
 def _neighbours(hits: list[dict[str, Any]], selection: Selection | None) -> Neighbours:

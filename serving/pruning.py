@@ -2,17 +2,22 @@
 
 The champion and what a rollback would go back to never go. A bundle is renamed out of sight before its files
 are removed; a server that holds one has it in memory. Folders that a killed writer left behind are hidden,
-carry a random name, and are removed when nothing in them has changed for an hour.
+carry a random name, and are removed when nothing in them has changed for an hour. Vectors that a removed
+bundle kept in Milvus go too, unless a bundle that stays names the same collection.
 """
 
+import logging
 import re
 import shutil
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from features.errors import BundleError
+from features.errors import BundleError, TwotowerError
+from serving.milvus_collection import FILE, Collection, drop
 from serving.store import Store, earlier_champions
 
 ABANDONED_SECONDS = 3_600.0
@@ -21,6 +26,8 @@ ABANDONED_SECONDS = 3_600.0
 _FOLDERS = ("bundles", "lake", "examples", "checkpoints", "evaluations")
 _HIDDEN = re.compile(r"\..*[0-9a-f]{32}")
 _DAY = 86_400.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,16 @@ class Pruned:
         kept: Every other bundle id with why it stays, oldest first.
         abandoned: Hidden leftovers, relative to the store.
         freed: Bytes.
+        collections: Collections of Milvus that held the vectors of removed bundles only.
+        left: Those of them that could not be removed, and why.
     """
 
     removed: list[str]
     kept: dict[str, str]
     abandoned: list[str]
     freed: int
+    collections: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
 
 
 def prune(store: Store, keep: int, keep_days: float = 0.0, *, dry_run: bool = False) -> Pruned:
@@ -58,13 +69,16 @@ def prune(store: Store, keep: int, keep_days: float = 0.0, *, dry_run: bool = Fa
         leftovers = abandoned(store)
         going = [*(store.bundle_path(bundle_id) for bundle_id in removed), *leftovers]
         freed = sum(map(_bytes, going))
+        unnamed = _collections(store, removed, kept)
         if not dry_run:
             going = [_out_of_sight(path) for path in going]
     if not dry_run:
         for path in going:
             remove(path)
+    left = {} if dry_run else _drop(unnamed)
     names = [path.relative_to(store.root).as_posix() for path in leftovers]
-    return Pruned(removed, kept, names, freed)
+    dropped = [stored.collection for stored in unnamed if stored.collection not in left]
+    return Pruned(removed, kept, names, freed, dropped, left)
 
 
 def abandoned(store: Store) -> list[Path]:
@@ -87,6 +101,31 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _collections(store: Store, removed: Iterable[str], kept: Iterable[str]) -> list[Collection]:
+    """Return the collections that removed bundles name and no other bundle of the store does."""
+    staying = {stored.collection for stored in _named(store, kept)}
+    going = {stored.collection: stored for stored in _named(store, removed)}
+    return [stored for name, stored in going.items() if name not in staying]
+
+
+def _named(store: Store, bundle_ids: Iterable[str]) -> Iterator[Collection]:
+    for bundle_id in bundle_ids:
+        with suppress(BundleError):  # most bundles have none, and a damaged one cannot be opened either
+            yield Collection.read(store.bundle_path(bundle_id) / "index" / FILE)
+
+
+def _drop(collections: Iterable[Collection]) -> dict[str, str]:
+    """Delete collections; return those that are still there, with why."""
+    left = {}
+    for stored in collections:
+        try:
+            drop(stored)
+        except TwotowerError as error:
+            left[stored.collection] = str(error)
+            log.warning("collection %s stays in Milvus, drop it there: %s", stored.collection, error)
+    return left
 
 
 def _kept(store: Store, keep: int, keep_days: float) -> dict[str, str]:

@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 
 from serving.batching import BusyError
 from serving.metrics import Metrics
+from serving.milvus_collection import IndexUnavailableError
 from serving.mistakes import mistake, printable
 from serving.queries import QueryError
 
@@ -44,6 +45,10 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(NotReadyError)
     async def not_ready(_: Request, error: NotReadyError) -> JSONResponse:
         return refuse(503, "not_ready", str(error), {"Retry-After": "1"})
+
+    @app.exception_handler(IndexUnavailableError)
+    async def index_unavailable(_: Request, error: IndexUnavailableError) -> JSONResponse:
+        return refuse(503, "index_unavailable", str(error), {"Retry-After": "5"})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -29,6 +29,7 @@ COMMANDS = {
     "rollback",
     "prune",
     "update",
+    "vectors",
     "config",
     "study",
 }

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from serving.batching import DEADLINE, Batcher, BatchingConfig, BusyError
+from serving.milvus_collection import IndexUnavailableError
 from serving.retriever import QueryError
 from serving.search import Answer, Search
 
@@ -22,6 +23,8 @@ class Slow:
         assert self.go.wait(10)
         if any(search.text == "defect" for search in searches):
             raise ZeroDivisionError
+        if any(search.text == "gone" for search in searches):
+            raise IndexUnavailableError("no answer")
         return [self.one(search) for search in searches]
 
     def one(self, search: Search) -> Answer | QueryError:
@@ -171,3 +174,19 @@ def test_two_workers_answer_two_batches_at_the_same_time():
         await batcher.close()
 
     asyncio.run(run())
+
+
+def test_an_index_that_does_not_answer_is_not_asked_again_for_each_request_of_the_batch():
+    async def scenario():
+        engine, batcher = Slow(), Batcher()
+        first = await held(batcher, engine)
+        others = [asyncio.create_task(batcher.answer(engine, texts(word))) for word in ("a", "gone", "c")]
+        await until(lambda: batcher.depth == 3)
+        engine.go.set()
+        outcomes = await asyncio.gather(first, *others, return_exceptions=True)
+        await batcher.close()
+        return engine.batches, [type(outcome) for outcome in outcomes]
+
+    batches, kinds = asyncio.run(scenario())
+    assert batches == [["first"], ["a", "gone", "c"]]
+    assert kinds == [list, *[IndexUnavailableError] * 3]

@@ -14,7 +14,8 @@ from features.errors import BundleError, ConfigError
 from serving.build import IndexConfig, build
 from serving.bundle import load
 from serving.filters import Catalogue, Selection
-from serving.milvus import IndexUnavailableError, MilvusConfig, MilvusIndex
+from serving.milvus import MilvusConfig, MilvusIndex
+from serving.milvus_collection import IndexUnavailableError
 from serving.retriever import Retriever
 
 DOCUMENTS = 12_000

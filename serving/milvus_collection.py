@@ -1,0 +1,104 @@
+"""Which Milvus collection a bundle names, and reaching it. Light: knows neither faiss nor torch.
+
+pymilvus is imported where it is needed, since it is an extra (`milvus`).
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from features.errors import BundleError, ConfigError, TwotowerError
+
+FILE = "milvus.json"
+"""What a bundle's folder `index/` holds of a collection."""
+
+URI_VARIABLE = "TWOTOWER_MILVUS_URI"
+TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
+
+
+class IndexUnavailableError(TwotowerError):
+    """The service that holds the vectors does not answer."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a bundle records of its collection, and reads back; `moments` are its fields of timestamps."""
+
+    uri: str
+    collection: str
+    rows: int
+    dimension: int
+    moments: list[str]
+    index_type: str
+    search: dict[str, int]
+    timeout_seconds: float
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what a bundle recorded.
+
+        Raises:
+            BundleError: If the file is damaged.
+        """
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise BundleError(f"{path} does not name a collection: {error}") from None
+
+    @property
+    def address(self) -> str:
+        """Where it is now: the environment goes before what the bundle says."""
+        return os.environ.get(URI_VARIABLE, self.uri)
+
+
+def drop(stored: Collection) -> None:
+    """Delete a collection, or find it gone; no bundle that names it can be opened any more.
+
+    Raises:
+        ConfigError: If pymilvus is not installed, or Milvus cannot be reached.
+    """
+    client = connect(stored.address)
+    try:
+        with refusing(stored.address):
+            client.drop_collection(stored.collection)
+    finally:
+        client.close()
+
+
+def connect(uri: str) -> Any:
+    """Return a `pymilvus.MilvusClient`.
+
+    Raises:
+        ConfigError: If pymilvus is not installed, or Milvus cannot be reached.
+    """
+    try:
+        from pymilvus import MilvusClient
+    except ImportError:
+        raise ConfigError("index.milvus needs pymilvus; install the extra `milvus`") from None
+    with refusing(uri):
+        return MilvusClient(uri, token=os.environ.get(TOKEN_VARIABLE, ""), timeout=10)
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn what pymilvus makes of a wrong address or parameter into one line."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except MilvusException as error:
+        raise ConfigError(f"{what}: {reason(error)}; check the address and index.milvus") from error
+
+
+def reason(error: Exception) -> str:
+    """Return one line of what Milvus said."""
+    return " ".join(str(getattr(error, "message", "") or error).split())[:200]
+
+
+def row_count(client: Any, collection: str) -> int:
+    """Return how many rows a collection has."""
+    return int(client.get_collection_stats(collection)["row_count"])
