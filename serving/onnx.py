@@ -1,7 +1,7 @@
 """The query tower's transformer as an ONNX graph: the same vectors, in less time, one query at a time.
 
 Only text towers become a graph; a feature tower's few lookups gain nothing from one. int8 weights are taken
-where `equal_quality` says that the documents found with them are as good as those found with float32.
+where `serving.graph_choice` measures that the documents found with them are as good as with float32.
 
 onnx and onnxruntime are imported where they are needed, since they are an extra (`onnx`).
 
