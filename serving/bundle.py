@@ -113,7 +113,7 @@ def load(path: Path, device: str = "auto", trusted_keys: tuple[Path, ...] = ()) 
     ]
     rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
     lexical = LexicalIndex.build(doc_ids, texts)
-    catalogue = Catalogue.build(documents)
+    catalogue = Catalogue.build(documents, rows)
     return Bundle(
         bundle_id=bundle_id,
         artifact=artifact,

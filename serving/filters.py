@@ -101,17 +101,24 @@ class Catalogue:
         fields: The names that a filter may use.
     """
 
-    def __init__(self, documents: pd.DataFrame) -> None:
+    def __init__(self, documents: pd.DataFrame, rows: Mapping[str, int]) -> None:
         self.fields = tuple(str(name) for name in documents.columns)
         self._documents = documents
-        self._rows = {doc_id: row for row, doc_id in enumerate(documents["doc_id"].tolist())}
+        self._rows = rows
         self._columns: dict[str, _Column] = {}
         self._lock = threading.Lock()
 
     @classmethod
-    def build(cls, documents: pd.DataFrame) -> "Catalogue":
-        """Return the catalogue of a document frame with unique `doc_id`; it is read, never changed."""
-        return cls(documents)
+    def build(cls, documents: pd.DataFrame, rows: Mapping[str, int] | None = None) -> "Catalogue":
+        """Return the catalogue of a document frame with unique `doc_id`; it is read, never changed.
+
+        Args:
+            documents: A document frame.
+            rows: The row of each id, where they are at hand.
+        """
+        if rows is None:
+            rows = {doc_id: row for row, doc_id in enumerate(documents["doc_id"].tolist())}
+        return cls(documents, rows)
 
     def __len__(self) -> int:
         return len(self._documents)
