@@ -95,8 +95,9 @@ class Explanation:
     strategy: Annotated[
         str | None,
         Field(
-            description="how the index kept to them: exhaustive (every allowed document scored), selective "
-            "(a usual search of allowed documents), overfetched (the others dropped), whole (none to drop); "
+            description="how the index kept to them: exhaustive (every allowed document scored), adaptive "
+            "(deeper where allowed documents are rare near the query), overfetched (the others dropped), "
+            "selective (tombstones left out), whole (none to leave out); "
             "of Milvus: rows (it is told which) or filters (it reads them itself)"
         ),
     ] = None
