@@ -21,7 +21,9 @@ from fastapi import APIRouter, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
+from serving.batching import BusyError
 from serving.current import Current, answers, retriever_of
 from serving.follow import Served
 from serving.inference_wire import (
@@ -43,7 +45,7 @@ from serving.queries import QueryError
 from serving.refusals import NotReadyError
 from serving.retriever import Answer, Retriever
 from serving.search import Search
-from serving.wire import REFUSALS
+from serving.wire import REFUSALS, ErrorReply
 
 Name = Annotated[str, Path(description=f"the model's name: {NAME}")]
 Version = Annotated[str, Path(description="a bundle id of the store")]
@@ -72,18 +74,29 @@ class _Protocol(APIRoute):
                 return _error(400, mistake(error.errors()[0], InferRequest))
             except QueryError as error:
                 return _error(error.status if error.status != 422 else 400, str(error))
-            except NotReadyError as error:
+            except (NotReadyError, BusyError) as error:
                 return _error(503, str(error), {"Retry-After": "1"})
+            except HTTPException as error:
+                return _error(error.status_code, str(error.detail))
 
         return guarded
 
 
+_OWN = frozenset({400, 404, 409})  # the others are refused before a route is reached, and 503 by both
+
 inference = APIRouter(
     route_class=_Protocol,
     responses={
-        status: {**described, "model": InferenceError}
+        status: {
+            **described,
+            "model": InferenceError
+            if status in _OWN
+            else InferenceError | ErrorReply
+            if status == 503
+            else ErrorReply,
+        }
         for status, described in REFUSALS.items()
-        if status not in (422,)
+        if status != 422
     },
     tags=["Open Inference Protocol"],
 )

@@ -90,6 +90,15 @@ def test_mistakes_have_the_protocols_shape(client, change, hint):
     assert hint in response.json()["error"]
 
 
+def test_a_body_that_cannot_be_read_has_the_protocols_shape(client):
+    for body in (b"\xff\xfe", b"[" * 100_000, b"{", b""):
+        response = client.post(
+            "/v2/models/twotower/infer", content=body, headers={"content-type": "application/json"}
+        )
+        assert response.status_code == 400
+        assert isinstance(response.json()["error"], str)
+
+
 def test_other_models_and_versions_are_unknown(client):
     for path in ("other", "twotower/versions/" + "0" * 16, "twotower/versions/1", "other/ready"):
         response = client.get(f"/v2/models/{path}")
