@@ -1,7 +1,7 @@
 """A trial load in a child process: what would crash or hang while being read takes only the child with it.
 
-`survive` starts `python -m serving.trial PATH`, niced, on one thread, with a bound on memory, processor time
-and wall time, and refuses the bundle if the child ends in any way but well. The child reads what native code
+`survive` starts `python -m serving.trial PATH` on one thread, with a bound on memory, processor time and wall
+time, and refuses the bundle if the child ends in any way but well. The child reads what native code
 parses: the faiss index (`serving.faiss_file`: every part, and a search), the Parquet catalogue, every tensor.
 It needs no torch, so that a hot swap waits for it for half a second; the towers load on the meta device and
 take only the sizes of tensors that the child has seen.
@@ -26,7 +26,6 @@ _BYTES_PER_SECOND = 20_000_000  # of a slow disk
 _LEAST_SECONDS = 60
 _LEAST_MEMORY = 2**31
 _MEMORY_FACTOR = 4  # a Parquet file is a few times larger in memory
-_NICE = 5
 _PACKAGES = Path(__file__).parents[1]
 _survived: set[str] = set()
 
@@ -79,7 +78,7 @@ def _size(artifact: Artifact) -> int:
 
 
 def _bound(size: int, seconds: int) -> None:
-    """Bound this process's memory and processor time, and let all others go first."""
+    """Bound this process's memory and processor time."""
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     memory = in_use + _LEAST_MEMORY + _MEMORY_FACTOR * size
     for limit, value in (
@@ -90,7 +89,6 @@ def _bound(size: int, seconds: int) -> None:
         _, hard = resource.getrlimit(limit)
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (allowed, hard))
-    os.nice(_NICE)
 
 
 def _try(path: Path, seconds: int) -> None:
