@@ -7,6 +7,7 @@ interchangeable there. FAISS searches one inverted list by default, so an index 
 Shapes: B queries, N documents, D embedding, k neighbours.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ _BATCH = 32  # what micro-batching hands over at a time
 _SINGLES = 100
 _SECONDS = 0.1  # a timing stops here, once it has a few samples
 _FEWEST = 5
-_FACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of k, re-scored by exact vectors
+_FACTORS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)  # of k, re-scored by exact vectors
+_MOST_REFINED = 2_000
+_EFFORTS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0)  # of the fewest lists that can have the target
 _SLOWER = 1.5  # a setting this many times slower than the best so far is not followed further
 _GAIN = 5e-4  # two doublings that each gain less have reached what the codes can tell apart
 
@@ -149,11 +152,11 @@ def ann_recall(index: SearchEngine, query_BD: Vectors, document_ND: Vectors, k: 
 def tune(
     index: Index, yardstick: Yardstick, target: float, fixed: Parameters, limit_us: float = float("inf")
 ) -> list[Reading]:
-    """Measure the settings that lead to the cheapest one with the target; the index is left at the last.
+    """Measure the settings that lead to the cheapest one with the target; the index is left at any.
 
     The one parameter of a family is doubled until the target is met, then bisected to the smallest that has
-    it. Where candidates are re-scored by exact vectors, that is done for each `k_factor_rf`, upwards for as
-    long as it pays: a longer list to re-score allows fewer lists to scan.
+    it. Where candidates are re-scored by exact vectors, that is done with many of them; then the smallest
+    `k_factor_rf` is sought for more and more lists scanned, for as long as it pays.
 
     Args:
         index: At any setting.
@@ -162,21 +165,39 @@ def tune(
         fixed: Parameters that are not tuned.
         limit_us: Microseconds a query, in batches, beyond which a setting is of no interest.
     """
-    refined = "k_factor_rf" not in fixed and _refines(index)
     name = None if index.tunable in fixed else index.tunable
-    readings: list[Reading] = []
-    best, start, unchanged = limit_us, min(index.largest_setting, _lowest(name, yardstick)), 0
-    for factor in _FACTORS if refined else (0,):
-        held: Parameters = {**fixed, "k_factor_rf": factor} if refined else dict(fixed)
-        search = _Doubling(index, yardstick, held, name)
-        chosen = search.smallest(start, target, _SLOWER * best)
-        readings += search.tried.values()
-        if chosen is None:
-            continue
-        unchanged = unchanged + 1 if name is None or chosen.parameters[name] == start else 0
-        if chosen.batch_us > _SLOWER * best or unchanged == 2:
+    if "k_factor_rf" in fixed or not _refines(index):
+        search = _Doubling(index, yardstick, fixed, name)
+        search.smallest(target, limit_us)
+        return list(search.tried.values())
+    factors = [factor for factor in _FACTORS if factor == 1 or factor * yardstick.k <= _MOST_REFINED]
+    search = _Doubling(index, yardstick, {**fixed, "k_factor_rf": factors[-1]}, name)
+    floor = search.smallest(target, float("inf"))
+    readings = list(search.tried.values())
+    if floor is None:
+        return readings
+    least = 1 if name is None else floor.parameters[name]
+    best = limit_us
+    for effort in sorted({min(math.ceil(step * least), index.largest_setting) for step in _EFFORTS}):
+        held: Parameters = fixed if name is None else {**fixed, name: effort}
+        found = _smallest_factor(index, yardstick, held, factors, target)
+        readings += found
+        met = [reading.batch_us for reading in found if reading.ann_recall >= target]
+        if met and min(met) > _SLOWER * best:
             break
-        best, start = min(best, chosen.batch_us), chosen.parameters[name] if name else 1
+        best = min([best, *met])
+    return readings
+
+
+def _smallest_factor(
+    index: Index, yardstick: Yardstick, held: Parameters, factors: list[int], target: float
+) -> list[Reading]:
+    """Bisect the factors, the largest of which has the target; return what was read on the way."""
+    below, above, readings = -1, len(factors) - 1, []
+    while above - below > 1:
+        middle = (above + below) // 2
+        readings.append(yardstick.read(index, {**held, "k_factor_rf": factors[middle]}))
+        below, above = (below, middle) if readings[-1].ann_recall >= target else (middle, above)
     return readings
 
 
@@ -199,13 +220,14 @@ class _Doubling:
             self.tried[setting] = self._yardstick.read(self._index, {**self._held, **varied})
         return self.tried[setting]
 
-    def smallest(self, start: int, target: float, limit_us: float) -> Reading | None:
-        """Return the smallest setting with the target; None if it is out of reach or beyond the limit."""
+    def smallest(self, target: float, limit_us: float) -> Reading | None:
+        """Return the smallest setting with the target; None if it is out of reach or far beyond the limit."""
         largest = self._index.largest_setting if self._name else 1
-        below, above = _lowest(self._name, self._yardstick) - 1, start
+        above = min(largest, _lowest(self._name, self._yardstick))
+        below = above - 1
         gains = [1.0, 1.0]
         while self.at(above).ann_recall < target:
-            if above == largest or self.at(above).batch_us > limit_us or max(gains[-2:]) < _GAIN:
+            if above == largest or self.at(above).batch_us > _SLOWER * limit_us or max(gains[-2:]) < _GAIN:
                 return None
             below, above = above, min(2 * above, largest)
             gains.append(self.at(above).ann_recall - self.at(below).ann_recall)
