@@ -38,7 +38,7 @@ Way = Literal["whole", "overfetched", "exhaustive", "selective", "adaptive"]
 
 _GPU_MAX_K = 2048
 _FEW_FORBIDDEN = 64
-_EXHAUSTIVE_ROWS = 10_000
+_EXHAUSTIVE_ROWS = 5_000
 
 
 class Neighbours(NamedTuple):
