@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from serving.batching import BusyError
 from serving.queries import QueryError
 from serving.query_log import Event, QueryLog
-from serving.wire import DocId, ErrorReply, QueryId
+from serving.wire import REFUSALS, DocId, ErrorReply, QueryId
 
 _COUNTED_ACTIONS = frozenset({"click", "impression"})
 _OLDEST = timedelta(days=7)
@@ -73,7 +73,7 @@ class EventsReply(BaseModel):
     )
 
 
-events = APIRouter()
+events = APIRouter(responses=REFUSALS)
 
 
 @events.post(

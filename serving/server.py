@@ -28,6 +28,7 @@ SWITCH_SECONDS = 0.0005
 MOST_HEAD_BYTES = 262_144
 """A head that has not ended by then ends its connection; what is shorter is refused by `CapsConfig`."""
 
+_KEEP_ALIVE_SECONDS = 75  # balancers keep idle connections for 60, and must be the ones who close them
 _HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 )
@@ -170,6 +171,7 @@ def build_server(
         log_level="error",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=list(trusted_proxies),
         timeout_graceful_shutdown=drain.finish_seconds,
