@@ -85,6 +85,13 @@ def _check_part(part: Any, rows: int, longest: float) -> None:
     elif isinstance(part, faiss.IndexHNSW):
         _check_graph(part.hnsw, rows)
         _check_part(part.storage, rows, longest)
+    elif isinstance(part, faiss.IndexNSG):
+        spread_out: Any = part
+        graph = spread_out.nsg.get_final_graph()
+        _require_links(faiss.rev_swig_ptr(graph.data, graph.N * graph.K), spread_out.nsg.enterpoint, rows)
+        if int(graph.N) != rows:
+            raise BundleError(f"the graph of its index has {graph.N} vectors, the index {rows}")
+        _check_part(spread_out.storage, rows, longest)
     elif isinstance(part, faiss.IndexIVF):
         _check_part(part.quantizer, int(part.nlist), longest)
         _check_numbers(part)
@@ -105,11 +112,10 @@ def _check_graph(graph: Any, rows: int) -> None:
     offsets = faiss.vector_to_array(graph.offsets)
     levels = faiss.vector_to_array(graph.levels)
     widths = faiss.vector_to_array(graph.cum_nneighbor_per_level).astype(np.int64)
+    _require_links(links, graph.entry_point, rows)
     whole = (
         len(levels) == rows
         and len(offsets) == rows + 1
-        and np.all(links >= -1)
-        and np.all(links < rows)
         and (rows == 0 or (levels.min() >= 1 and levels.max() < len(widths)))
         and np.array_equal(np.diff(offsets.astype(np.int64)), widths[levels])
         and int(offsets[0]) == 0
@@ -117,9 +123,14 @@ def _check_graph(graph: Any, rows: int) -> None:
     )
     if whole and rows:
         top = int(levels.max()) - 1
-        whole = 0 <= graph.entry_point < rows and int(graph.max_level) == top
-        whole = whole and levels[graph.entry_point] - 1 == top
+        whole = int(graph.max_level) == top and levels[graph.entry_point] - 1 == top
     if not whole:
+        raise BundleError("the levels of its index's graph do not fit its links")
+
+
+def _require_links(links: npt.NDArray[np.int32], entry: int, rows: int) -> None:
+    """Assert that links, and where a search begins, are rows; -1 is no link."""
+    if rows and not (links.min(initial=-1) >= -1 and links.max(initial=-1) < rows and 0 <= entry < rows):
         raise BundleError("the graph of its index has links that lead out of it")
 
 

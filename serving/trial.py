@@ -1,10 +1,10 @@
 """A trial load in a child process: what would crash or hang while being read takes only the child with it.
 
 `survive` starts `python -m serving.trial PATH` on one thread, with a bound on memory, processor time and wall
-time, and refuses the bundle if the child ends in any way but well. The child reads what native code
-parses: the faiss index (`serving.faiss_file`: every part, and a search), the Parquet catalogue, every tensor.
-It needs no torch, so that a hot swap waits for it for half a second; the towers load on the meta device and
-take only the sizes of tensors that the child has seen.
+time, and refuses the bundle if the child ends in any way but well. The child reads what native code parses:
+the faiss index (`serving.faiss_file`: every part, and a search), the Parquet catalogue, every tensor,
+tokenizer and graph. It needs no torch, so that a hot swap waits for it for half a second; the towers load on
+the meta device and take only the sizes of tensors that the child has seen.
 
 A trial's outcome depends on bytes alone, so a bundle whose digest survived once is not tried again by the
 same process.
@@ -124,6 +124,10 @@ def _try(path: Path, seconds: int) -> None:
             import onnxruntime
 
             onnxruntime.InferenceSession(str(path / name), providers=["CPUExecutionProvider"])
+        elif name.endswith("tokenizer.json"):
+            from tokenizers import Tokenizer
+
+            Tokenizer.from_file(str(path / name)).encode("red shoes, 茶壶")
         elif name.endswith(".json"):
             json.loads((path / name).read_text(encoding="utf-8"))
 
@@ -136,7 +140,7 @@ def main() -> None:
         sys.exit("a trial load needed more memory than a bundle of this size may")
     except TwotowerError as error:
         sys.exit(str(error))
-    except Exception as error:  # whatever a library makes of damage
+    except BaseException as error:  # whatever a library makes of damage; a panic of Rust is no Exception
         sys.exit(f"a trial load failed: {type(error).__name__}: {' '.join(str(error).split())[:250]}")
 
 

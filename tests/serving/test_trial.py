@@ -62,6 +62,7 @@ def republished(path: Path, change: Callable[[Path], None]) -> Artifact:
         "IVF8_HNSW4,SQ8",
         "HNSW8",
         "HNSW8,SQ8",
+        "NSG8",
         "PQ8x4fs,RFlat",
         "IVF8,PQ8x4fs,Refine(SQbf16)",
         "OPQ8_16,IVF8,PQ8x4",
@@ -84,6 +85,11 @@ def test_links_that_lead_out_of_a_graph_are_found():
         faiss.rev_swig_ptr(index.hnsw.neighbors.data(), index.hnsw.neighbors.size())[place] = link
         with pytest.raises(BundleError, match="lead out of it"):
             check_faiss(index, unit=True)
+    index = built("NSG8")
+    graph = index.nsg.get_final_graph()
+    faiss.rev_swig_ptr(graph.data, graph.N * graph.K)[5] = ROWS
+    with pytest.raises(BundleError, match="lead out of it"):
+        check_faiss(index, unit=True)
     index = built("HNSW8")
     index.hnsw.entry_point = ROWS
     with pytest.raises(BundleError, match="lead out of it"):
