@@ -171,7 +171,7 @@ def _check_codes(part: Any, codes: npt.NDArray[np.uint8], longest: float) -> Non
     if isinstance(part, faiss.IndexFlat | faiss.IndexIVFFlat):
         vector_ND = codes.view(np.float32).reshape(-1, part.d)
         with np.errstate(over="ignore", invalid="ignore"):
-            norm = np.sqrt(np.einsum("nd,nd->n", vector_ND, vector_ND))
+            norm = np.sqrt(np.einsum("ij,ij->i", vector_ND, vector_ND))
         if not np.all(norm <= longest):  # NaN compares false
             raise BundleError("its index holds a vector that is not finite or too long")
     elif scalar is not None and scalar.qtype == faiss.ScalarQuantizer.QT_fp16:
