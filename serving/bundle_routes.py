@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+import anyio.to_thread
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
@@ -9,11 +10,11 @@ from features.errors import ArtifactError
 from features.text import normalise
 from serving.bundle import Bundle
 from serving.bundle_list import listed, page_of, runs_of
-from serving.current import Current
+from serving.current import Current, retriever_of
 from serving.judgments import GRADES, Judgments, query_id_of
 from serving.queries import QueryError, row_of
 from serving.store import Store
-from serving.wire import REFUSALS, DocId
+from serving.wire import REFUSALS, BundleId, DocId
 
 _UNSHOWN = ("canaries",)
 _LISTED = 100
@@ -142,7 +143,8 @@ class JudgmentRequest(BaseModel):
     )
 
     query: StrictStr = Field(description="the query's text")
-    doc_id: DocId = Field(description="the document; one of the served bundle")
+    doc_id: DocId = Field(description="the document; one of the bundle")
+    bundle_id: BundleId | None = Field(None, description="another bundle of the store than the champion")
     grade: StrictInt | None = Field(None, description="from 0, not relevant, to 3, perfect")
     thumb: Literal["up", "down"] | None = Field(None, description="up is grade 2, down is grade 0")
 
@@ -215,9 +217,9 @@ def bundle_list(
 
 
 @bundles.post("/v1/judgments")
-def judge(request: Request, body: JudgmentRequest, current: Current) -> JudgmentReply:
+async def judge(request: Request, body: JudgmentRequest, current: Current) -> JudgmentReply:
     """Keep a judgment in the store, as TREC qrels that `twotower evaluate --qrels` reads."""
-    retriever = current.retriever
+    retriever = await retriever_of(request, current, body.bundle_id)
     text = _judged_text(body.query, retriever.limits.max_text)
     row_of(body.doc_id, retriever.bundle)
     if (body.grade is None) == (body.thumb is None):
@@ -226,7 +228,7 @@ def judge(request: Request, body: JudgmentRequest, current: Current) -> Judgment
     if grade is None or not GRADES[0] <= grade <= GRADES[1]:
         raise QueryError("invalid_grade", f"grade = {grade}; it must be from {GRADES[0]} to {GRADES[1]}")
     try:
-        judged = _judgments(request).judge(text, body.doc_id, grade)
+        judged = await anyio.to_thread.run_sync(_judgments(request).judge, text, body.doc_id, grade)
     except ValueError as error:
         raise QueryError("invalid_judgment", str(error)) from None
     except ArtifactError as error:

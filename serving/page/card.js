@@ -5,7 +5,9 @@ import { thumbs } from "./judge.js";
 
 const FIELDS_SHOWN = 4;
 
-// `context`: column, mark (a badge), terms (whether matched words are marked), judging, open (shows details).
+// `context`: column, bundle (where it is not the served one), mark (a badge), terms (whether matched words are
+// marked), judging, first (whether Tab reaches it; arrows lead on), inside (a dialog, where Tab reaches all titles),
+// open (shows details).
 export function card(hit, context) {
   const terms = context.terms(context.column) ? hit.matched_terms ?? [] : [];
   const title = hit.title.trim();
@@ -13,19 +15,19 @@ export function card(hit, context) {
   const score = hit.score.toFixed(lexical ? 2 : 4);
   const scored = lexical ? "BM25 score" : context.column === "hybrid" ? "fused score" : "similarity";
   const item = el("li", {
-    class: "hit", "data-doc": hit.doc_id, tabindex: "-1",
+    class: "hit", "data-doc": hit.doc_id, tabindex: context.first ? "0" : "-1",
     mouseenter: () => twins(hit.doc_id, true), mouseleave: () => twins(hit.doc_id, false),
     focus: () => twins(hit.doc_id, true), blur: () => twins(hit.doc_id, false),
   },
   el("span", { class: "rank" }, String(hit.rank)),
-  el("button", { class: title ? "title" : "title untitled", title, type: "button", tabindex: "-1", click: () => context.open(hit, context.column) },
+  el("button", { class: title ? "title" : "title untitled", title, type: "button", tabindex: context.inside ? "0" : "-1", click: () => context.open(hit, context.column) },
     ...highlighted(title || "untitled", terms)),
   el("span", { class: "score", title: scored }, score),
   picture(hit.image, "thumb"),
   hit.text.trim() ? el("span", { class: "text" }, ...highlighted(hit.text, terms)) : "",
   chips(hit.fields),
   el("span", { class: "foot" }, context.mark ?? "", el("code", { title: hit.doc_id }, hit.doc_id),
-    context.judging ? thumbs(hit.doc_id, title) : ""));
+    context.judging ? thumbs(hit.doc_id, title, context.bundle) : ""));
   return item;
 }
 

@@ -104,7 +104,8 @@ function items(reply, column, mark, context) {
   if (reply.error) return [el("li", { class: "nothing" }, reply.error.message)];
   const why = column === "bm25" ? "No document shares a word with this query." : "Nothing was found.";
   if (!reply.body.hits.length) return [el("li", { class: "nothing" }, why)];
-  return reply.body.hits.map((hit) => card(hit, { ...context, column, mark: mark(hit) }));
+  const bundle = bodyOf(column).bundle_id;
+  return reply.body.hits.map((hit, place) => card(hit, { ...context, column, bundle, mark: mark(hit), first: place === 0 }));
 }
 
 function cost({ timings_ms: { encode, search, total } }) {

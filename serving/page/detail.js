@@ -29,7 +29,7 @@ export async function open(hit, column, query) {
     facts(Object.entries(document.fields ?? {}).map(([key, value]) => [key, shown(value)])),
     ...found(hit, column, why.body));
   $("near-head").textContent = `Nearest documents by ${others ? name(column) : "the towers"}`;
-  const similar = { column: others ?? "dense", terms: () => false, judging: false, open: (one) => open(one, column, null) };
+  const similar = { column: others ?? "dense", terms: () => false, judging: false, inside: true, open: (one) => open(one, column, null) };
   const cards = near.error
     ? [el("li", { class: "nothing" }, near.error.message)]
     : near.body.hits.map((one) => card(one, similar));

@@ -20,23 +20,24 @@ export async function load(query) {
   for (const part of document.querySelectorAll(".thumbs")) show(part);
 }
 
-export function thumbs(docId, title) {
+// `bundle` is the id of another bundle than the served one, where the document is a result of that.
+export function thumbs(docId, title, bundle) {
   const button = (thumb, mark, word) => el("button", {
     type: "button", class: `judge ${thumb}`, "data-thumb": thumb, "aria-pressed": "false", tabindex: "-1",
-    "aria-label": `${word}: ${title || docId}`, title: word, click: () => judge(docId, thumb),
+    "aria-label": `${word}: ${title || docId}`, title: word, click: () => judge(docId, thumb, bundle),
   }, mark);
-  const part = el("span", { class: "thumbs", "data-doc": docId, role: "group", "aria-label": "Judge" },
+  const part = el("span", { class: "thumbs", "data-doc": docId, "data-bundle": bundle, role: "group", "aria-label": "Judge" },
     button("up", "👍", "Good"), button("down", "👎", "Bad"));
   show(part);
   return part;
 }
 
-export async function judge(docId, thumb) {
+export async function judge(docId, thumb, bundle) {
   const query = state.query;
   const before = state.grades.get(docId);
   state.grades.set(docId, thumb === "up" ? 2 : 0);
   redraw(docId);
-  const reply = await send("v1/judgments", { query, doc_id: docId, thumb });
+  const reply = await send("v1/judgments", { query, doc_id: docId, thumb, ...(bundle ? { bundle_id: bundle } : {}) });
   if (!reply.error || state.query !== query) return;
   if (before === undefined) state.grades.delete(docId);
   else state.grades.set(docId, before);

@@ -16,7 +16,7 @@ export function onKeyInResults(event, { judge }) {
     return;
   }
   const thumb = THUMBS[event.key];
-  if (thumb && judge) { event.preventDefault(); judge(card.dataset.doc, thumb); return; }
+  if (thumb && judge) { event.preventDefault(); judge(card.dataset.doc, thumb, card.querySelector(".thumbs")?.dataset.bundle); return; }
   if (event.key === "Enter" && event.target === card) { event.preventDefault(); card.querySelector(".title").click(); return; }
   const target = next(card, event.key);
   if (target === undefined) return;

@@ -234,7 +234,10 @@ def test_the_keyboard_moves_among_ranks_and_columns(page):
         page.keyboard.press(key)
         assert page.evaluate(focused) == place
     page.keyboard.press("Enter")
-    page.wait_for_selector("#detail:visible")
+    page.wait_for_selector("#near .hit")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('#near') !== null")
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowUp")
     assert page.evaluate("document.activeElement.id") == "query"
@@ -283,6 +286,10 @@ def test_bundles_are_listed_compared_and_their_curve_is_drawn(browser, several, 
         )
         shared = len(set(mine) & set(theirs))
         assert mine != theirs
+        with page.expect_response("**/v1/judgments") as kept:
+            page.locator(f'[data-column="{other}"] .judge.up').first.click()
+        assert kept.value.status == 200
+        assert other in kept.value.request.post_data
         assert f"{shared} of 10 also by towers" in page.inner_text(f'[data-column="{other}"] .shared')
 
 
