@@ -151,10 +151,11 @@ class _SharedExponential:
         one_B = torch.ones_like(row_B)
         for rows in self.tiles.row_blocks():
             for tile in self.tiles.of(rows, self.tiles.query[rows] / self.temperature):
-                tile.score.exp_()
-                exponential_RC = tile.exclude(0.0)
-                row_B[rows].addmv_(exponential_RC, self._weight_N[tile.columns])
-                column_N[tile.columns].addmv_(exponential_RC.T, one_B[rows])
+                logit_RC, row_R = tile.exclude(-torch.inf), row_B[rows]
+                for strip in strips(logit_RC):
+                    exponential_rC = logit_RC[strip].exp_()
+                    row_R[strip].addmv_(exponential_rC, self._weight_N[tile.columns])
+                    column_N[tile.columns].addmv_(exponential_rC.T, one_B[rows][strip])
         return row_B.log() - self._middle, column_N.log()
 
     def expect(self, row: _Arriving, column: _Arriving) -> None:

@@ -102,15 +102,23 @@ class _Hardest(torch.autograd.Function):
     def backward(ctx: Any, positive_B: Tensor, row_B: Tensor, column_B: Tensor) -> tuple[Tensor | None, ...]:
         query_BD, document_ND, row_place_B, column_place_B = ctx.saved_tensors
         rows = torch.arange(len(query_BD), device=query_BD.device)
-        query_gradient = document_ND[: len(query_BD)] * positive_B[:, None]
-        document_gradient = torch.zeros_like(document_ND)
-        torch.mul(query_BD, positive_B[:, None], out=document_gradient[: len(query_BD)])
-        for query_X, document_X, gradient_X in ((rows, row_place_B, row_B), (column_place_B, rows, column_B)):
-            for part in torch.split(gradient_X.nonzero().view(-1), _PART):
-                query_x, document_x, weight_x1 = query_X[part], document_X[part], gradient_X[part, None]
-                query_gradient.index_add_(0, query_x, document_ND[document_x] * weight_x1)
-                document_gradient.index_add_(0, document_x, query_BD[query_x] * weight_x1)
+        query_P = torch.cat([rows, rows, column_place_B])
+        document_P = torch.cat([rows, row_place_B, rows])
+        weight_P = torch.cat([positive_B, row_B, column_B])
+        query_gradient = _weighted_sums(query_P, document_P, weight_P, document_ND, len(query_BD))
+        document_gradient = _weighted_sums(document_P, query_P, weight_P, query_BD, len(document_ND))
         return query_gradient, document_gradient, None, None
+
+
+def _weighted_sums(to_P: Tensor, from_P: Tensor, weight_P: Tensor, vector_XD: Tensor, length: int) -> Tensor:
+    """Return (length, D): for each place the sum of the weighted vectors that pairs bring there."""
+    kept = weight_P.nonzero().view(-1)
+    to_p, order = to_P[kept].sort(stable=True)
+    starts = torch.searchsorted(to_p, torch.arange(length, device=to_p.device))
+    chosen = kept[order]
+    return torch.nn.functional.embedding_bag(
+        from_P[chosen], vector_XD, starts, mode="sum", per_sample_weights=weight_P[chosen]
+    )
 
 
 _PART = 1024  # vectors gathered at once

@@ -21,7 +21,7 @@ from towers.exclusions import Exclusions
 class TilingConfig(Config):
     """How large a tile is and what its products are computed in."""
 
-    rows: int = Field(1024, ge=1, description="Queries of a tile. 1024 x 2048 floats take 8 MiB.")
+    rows: int = Field(2048, ge=1, description="Queries of a tile. 2048 x 2048 floats take 16 MiB.")
     columns: int = Field(2048, ge=1, description="Documents of a tile.")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -179,4 +179,4 @@ def strips(score_RC: Tensor) -> list[slice]:
     return blocks_of(len(score_RC), max(1, _STRIP // score_RC.shape[1]))
 
 
-_STRIP = 2**19  # numbers; 2 MiB of float32
+_STRIP = 2**20  # numbers; 4 MiB of float32
