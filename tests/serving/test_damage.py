@@ -296,7 +296,7 @@ def test_a_thousand_flips_and_two_hundred_cuts_of_every_kind_of_file(copied, key
 def test_damage_with_new_digests_is_refused_or_answers_validly(
     copied, trials: Trials, kind: str, factory: str
 ):
-    flips, cuts = (80, 20) if kind == "index" else (40, 10)
+    flips, cuts = (60, 15) if kind == "index" else (25, 8)
     seen = damaged_on_purpose(copied(factory), KINDS[kind], trials, flips, cuts, seed=3)
     assert sum(seen.values()) == flips + cuts
     print(f"\n{kind} {factory}: {dict(seen)}")

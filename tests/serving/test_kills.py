@@ -259,7 +259,7 @@ def test_killed_writers_leave_no_torn_bundle_and_no_lost_promotion(root: Path):
 
 @pytest.mark.crash
 def test_a_hundred_and_sixty_kills_of_exports_and_promotions_show_no_reader_a_torn_artifact(root: Path):
-    kill_writers(root, exports=60, promotions=100, seconds=(2.0, 0.2), seed=2)
+    kill_writers(root, exports=60, promotions=100, seconds=(1.5, 0.2), seed=2)
 
 
 @pytest.mark.crash
