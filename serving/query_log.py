@@ -31,7 +31,7 @@ WANTED: ContextVar[bool] = ContextVar("WANTED", default=True)
 
 _WRITE_SECONDS = 0.2
 _COMPLAIN_SECONDS = 60.0
-_REMEMBERED = 100_000
+_REMEMBERED = 20_000
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from serving.api import ServeConfig, create_app
 from serving.build import IndexConfig
 from serving.bundle import Bundle, load
 from serving.export import export
-from serving.server import DrainConfig, build_server
+from serving.server import build_server
 from serving.store import Store
 from towers.encoders.hashing import TextInput
 from towers.encoders.inputs import FeatureTowerConfig, HistoryInput
@@ -111,8 +111,8 @@ def build_shop(
 @contextmanager
 def serving(store: Path, config: ServeConfig | None = None) -> Iterator[httpx.Client]:
     """A real server on a free loopback port."""
-    app = create_app(store, config or ServeConfig(poll_seconds=0.05))
-    server = build_server(app, DrainConfig())
+    settings = config or ServeConfig(poll_seconds=0.05)
+    server = build_server(create_app(store, settings), settings.drain, settings.trusted_proxies)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

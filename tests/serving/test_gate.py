@@ -6,7 +6,7 @@ import time
 import httpx
 import pytest
 
-from serving.admission import AdmissionConfig
+from serving.admission import Admission, AdmissionConfig
 from serving.api import ServeConfig
 from serving.gate import CapsConfig
 from serving.keys import KeysConfig, new_key
@@ -62,6 +62,18 @@ def test_each_key_has_a_rate_of_its_own_and_wrong_keys_use_up_that_of_the_addres
         assert ask(b) == 200
 
 
+@pytest.mark.parametrize(("trusted", "second"), [(("127.0.0.1",), 200), ((), 429)])
+def test_the_address_is_what_a_trusted_proxy_says_and_no_caller_says_it(shop, make, trusted, second):
+    config = ServeConfig(rates=RatesConfig(per_address="1/hour"), trusted_proxies=trusted)
+    with make.server(shop, config) as client:
+        make.wait_until(lambda: client.get("/readyz").status_code == 200)
+        asked = [
+            client.get("/v1/bundle", headers={"X-Forwarded-For": address}).status_code
+            for address in ("10.0.0.1", "10.0.0.2", "10.0.0.2")
+        ]
+        assert asked == [200, second, 429]
+
+
 def test_rates_are_moving_windows_and_an_ipv6_network_is_one_client():
     rates = Rates(RatesConfig(per_address="2/hour"))
     assert [rates.wait(None, "10.0.0.1"), rates.wait(None, "10.0.0.1")] == [0, 0]
@@ -84,6 +96,19 @@ def test_the_memory_for_clients_is_bounded(monkeypatch):
     assert waits[:22] == [0] * 22  # the rest share one rate
     assert all(waits[22:])
     assert rates.wait(None, "10.0.0.3") == 0
+
+
+def test_after_a_refusal_fewer_are_let_in_until_it_has_been_calm(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("serving.admission.time.monotonic", lambda: now)
+    admission = Admission(AdmissionConfig(max_requests=4, overload_requests=2))
+    assert [admission.enter() for _ in range(5)] == [True, True, True, True, False]
+    for _ in range(3):
+        admission.leave()
+    assert [admission.enter() for _ in range(2)] == [True, False]
+    now += 1.0
+    assert [admission.enter() for _ in range(3)] == [True, True, False]
+    assert admission.in_flight == 4
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,11 @@
 import os
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
+from features.readers.ubi import UbiSource
 from serving.api import ServeConfig
 from serving.keys import KeysConfig, new_key
 from serving.store import Store
@@ -49,3 +53,15 @@ def test_a_rollback_to_what_is_no_whole_champion_is_refused_and_changes_nothing(
     assert damaged.status_code == 409
     assert "ids.json" in damaged.json()["error"]["message"]
     assert store.pointer.read_bytes() == before
+
+
+def test_the_operators_page_has_settings_that_are_accepted_and_names_every_metric(operated):
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    served, source = [
+        yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    ]
+    assert ServeConfig.model_validate(served["serve"]).query_log.users is False
+    assert UbiSource.model_validate(source["source"]).format == "ubi"
+    families = re.findall(r"^# TYPE (twotower_\w+) (\w+)", operated[1].get("/metrics").text, re.M)
+    assert len(families) > 10
+    assert [name for name, _ in families if not name.endswith("_created") and name not in text] == []
