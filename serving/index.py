@@ -254,11 +254,7 @@ class Index:
             return exhaustive(self._host, query_BD, k, allowed)
         if way == "selective":
             return selective(self._host, query_BD, k, allowed, 1.0 / allowed.share)
-        found = adaptive(self._host, query_BD, k, allowed)
-        short = np.flatnonzero((found.rows < 0).any(axis=1))
-        if len(short):
-            found.scores[short], found.rows[short] = exhaustive(self._host, query_BD[short], k, allowed)
-        return found
+        return adaptive(self._host, query_BD, k, allowed)
 
     def way(self, selection: Selection, k: int = 10) -> Way:
         """Return how a selection is searched; see `serving.subsets`."""

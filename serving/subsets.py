@@ -88,14 +88,14 @@ def can_select(index: Any) -> bool:
     """Return whether this family searches by selector; faiss says so only when asked to."""
     nothing = Allowed(np.zeros(index.ntotal, dtype=bool))
     try:
-        index.search(np.zeros((1, index.d), dtype=np.float32), 1, params=_parameters(index, nothing, 1.0))
+        index.search(np.zeros((1, index.d), dtype=np.float32), 1, params=_parameters(index, 1, nothing, 1.0))
     except RuntimeError:
         return False
     return True
 
 
 def adaptive(index: Any, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
-    """Return the k nearest allowed rows as the index finds them, at the effort that each query needs."""
+    """Return the k nearest allowed rows, of k or more, as found at the effort that each query needs."""
     if allowed.share * _MOST_EFFORT < 1:
         return exhaustive(index, query_BD, k, allowed)
     near_BL = index.search(query_BD, max(_LOOK, k))[1]
@@ -110,6 +110,9 @@ def adaptive(index: Any, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
             found.scores[part], found.rows[part] = exhaustive(index, query_BD[part], k, allowed)
         else:
             found.scores[part], found.rows[part] = selective(index, query_BD[part], k, allowed, effort)
+    short = np.flatnonzero((found.rows < 0).any(axis=1))  # it ended before it met k of them
+    if len(short):
+        found.scores[short], found.rows[short] = exhaustive(index, query_BD[short], k, allowed)
     return found
 
 
@@ -119,7 +122,7 @@ def selective(index: Any, query_BD: Vectors, k: int, allowed: Allowed, effort: f
     Raises:
         RuntimeError: If this family has no selectors; see `can_select`.
     """
-    return Found(*index.search(query_BD, k, params=_parameters(index, allowed, effort)))
+    return Found(*index.search(query_BD, k, params=_parameters(index, k, allowed, effort)))
 
 
 def exhaustive(index: Any, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
@@ -184,19 +187,20 @@ def is_lossless(index: Any) -> bool:
     return isinstance(core, _faiss.IndexFlat | _faiss.IndexIVFFlat)
 
 
-def _parameters(index: Any, allowed: Allowed, effort: float) -> Any:
+def _parameters(index: Any, k: int, allowed: Allowed, effort: float) -> Any:
     """Return what is set on the index as search parameters, with the selector and more effort."""
     core = _faiss.downcast_index(index)
     if isinstance(core, _faiss.IndexPreTransform):
-        return _faiss.SearchParametersPreTransform(index_params=_parameters(core.index, allowed, effort))
+        return _faiss.SearchParametersPreTransform(index_params=_parameters(core.index, k, allowed, effort))
     if isinstance(core, _faiss.IndexRefine):
-        base = _parameters(core.base_index, allowed, effort)
+        base = _parameters(core.base_index, int(k * core.k_factor), allowed, effort)
         return _faiss.IndexRefineSearchParameters(k_factor=core.k_factor, base_index_params=base)
     if isinstance(core, _faiss.IndexIVF):
         nprobe = min(core.nlist, int(np.ceil(core.nprobe * effort**_EXPONENT)))
         return _faiss.SearchParametersIVF(sel=allowed.bitmap, nprobe=nprobe, max_codes=core.max_codes)
     if isinstance(core, _faiss.IndexHNSW):
-        wanted = int(np.ceil(core.hnsw.efSearch * effort**_EXPONENT))
+        usual = max(core.hnsw.efSearch, k)  # as faiss has it
+        wanted = int(np.ceil(usual * effort**_EXPONENT))
         return _faiss.SearchParametersHNSW(sel=allowed.bitmap, efSearch=min(max(1, core.ntotal), wanted))
     return _faiss.SearchParameters(sel=allowed.bitmap)
 
