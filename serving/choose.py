@@ -11,7 +11,6 @@ Shapes: B queries, N documents, D embedding.
 import math
 import time
 from dataclasses import dataclass, field, replace
-from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from serving.curve import Curve, Setting
 from serving.devices import best_device
 from serving.index import Index, SearchEngine
 from serving.milvus import MilvusIndex
-from serving.tune import Parameters, Reading, Yardstick, tune
+from serving.tune import Parameters, Reading, Yardstick, quiet, tune
 from serving.vectors import Vectors, check_similarity
 
 _TIE = 1.10
@@ -124,7 +123,7 @@ class _Contest:
         for _ in range(_ROUNDS):
             for index, taken in zip((leader, challenger), times, strict=True):
                 taken += self.yardstick.batches(index)
-        return median(times[0]), median(times[1])
+        return quiet(times[0]), quiet(times[1])
 
     def _retime(self, place: int, batch_us: float) -> None:
         self.settings[place] = replace(self.settings[place], queries_per_second=1e6 / batch_us)

@@ -24,7 +24,7 @@ class Setting:
         factory: The faiss factory string.
         parameters: The search parameters.
         ann_recall: ANN recall@k on the tuning queries.
-        queries_per_second: In batches of 32 on one thread.
+        queries_per_second: In batches of 32 on one thread, the quartile of the faster ones.
         p50_us: Microseconds of one query alone, the median, on one thread.
         megabytes: Size of the index file (10⁶ bytes).
         build_seconds: Training and adding, shared training included.
