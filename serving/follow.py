@@ -5,6 +5,7 @@ one reference is swapped; a request that already took the old retriever finishes
 be opened is refused, said so, and the old one keeps serving.
 """
 
+import ctypes
 import logging
 import threading
 import time
@@ -116,6 +117,7 @@ class Follower:
         self.swaps += 1
         self._refusal = self._refused_state = None
         log.info("serving bundle %s: %d documents, %s", bundle_id, len(bundle.doc_ids), bundle.index.note)
+        _give_memory_back()
 
     def _refuse(self, bundle_id: str | None, message: str) -> None:
         refusal = Refusal(bundle_id, message)
@@ -143,6 +145,16 @@ class Follower:
             except Exception:  # the thread must outlive whatever a load can raise
                 log.exception("looking at the champion failed; trying again")
             self._stop.wait(self._poll_seconds)
+
+
+def _give_memory_back() -> None:
+    """Return to the system what loading and the bundle before left free, where the C library is glibc.
+
+    It would stay resident otherwise: over 40 swaps of a 27 MB bundle up to 64 MB beyond what is used.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _now() -> str:
