@@ -31,7 +31,9 @@ _faiss: Any = faiss  # whose type stubs lack what its Python wrappers add
 _CHUNK = 65_536
 _LOOK = 64  # nearest rows of any kind among which the allowed are counted
 _MOST_EFFORT = 32  # times the usual; beyond it scoring every allowed row is as fast
-_EXPONENT = 0.75  # a search at f times the depth needs about this power of f more effort for the same recall
+_EXPONENT = (
+    0.75  # f times deeper needs this power of f more lists for the same recall; a graph needs f itself
+)
 
 
 class Found(NamedTuple):
@@ -200,7 +202,7 @@ def _parameters(index: Any, k: int, allowed: Allowed, effort: float) -> Any:
         return _faiss.SearchParametersIVF(sel=allowed.bitmap, nprobe=nprobe, max_codes=core.max_codes)
     if isinstance(core, _faiss.IndexHNSW):
         usual = max(core.hnsw.efSearch, k)  # as faiss has it
-        wanted = int(np.ceil(usual * effort**_EXPONENT))
+        wanted = int(np.ceil(usual * effort))
         return _faiss.SearchParametersHNSW(sel=allowed.bitmap, efSearch=min(max(1, core.ntotal), wanted))
     return _faiss.SearchParameters(sel=allowed.bitmap)
 
