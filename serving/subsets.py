@@ -31,9 +31,7 @@ _faiss: Any = faiss  # whose type stubs lack what its Python wrappers add
 _CHUNK = 65_536
 _LOOK = 64  # nearest rows of any kind among which the allowed are counted
 _MOST_EFFORT = 32  # times the usual; beyond it scoring every allowed row is as fast
-_EXPONENT = (
-    0.75  # f times deeper needs this power of f more lists for the same recall; a graph needs f itself
-)
+_EXPONENT = 0.75  # f times deeper needs so much of f in lists for the same recall; a graph needs all of f
 
 
 class Found(NamedTuple):
