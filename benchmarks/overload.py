@@ -70,15 +70,14 @@ def described(replies: Replies, seconds: float) -> dict[str, Any]:
 
 
 def recovery(after: Replies, p99_ms: float) -> float | None:
-    """Return from when on no half second had a refusal or was slower than twice the p99 of before."""
+    """Return when the first half second without a refusal began that is within twice the p99 of before."""
     first = min(reply.due for reply in after.items)
-    last_bad = 0.0
     for slot in range(20):
         inside = [r for r in after.items if slot / 2 <= r.due - first < (slot + 1) / 2]
         slow = [r for r in inside if r.seconds * 1e3 > 2 * p99_ms]
-        if any(r.status != 200 for r in inside) or len(slow) > 0.02 * len(inside):
-            last_bad = (slot + 1) / 2
-    return last_bad if last_bad < 10 else None
+        if inside and all(r.status == 200 for r in inside) and len(slow) <= 0.02 * len(inside):
+            return slot / 2
+    return None
 
 
 def main() -> None:
