@@ -29,9 +29,9 @@ def test_at_most_two_bundles_stay_and_the_one_not_asked_for_longest_goes(several
 def test_a_bundle_that_many_ask_for_is_opened_once(several: Store, monkeypatch):
     loads, load = [], serving.shelf.load
 
-    def counted(path, device):
+    def counted(path, *options):
         loads.append(path.name)
-        return load(path, device)
+        return load(path, *options)
 
     monkeypatch.setattr(serving.shelf, "load", counted)
     shelf = Shelf(several)
