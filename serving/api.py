@@ -23,6 +23,7 @@ from features.errors import ConfigError
 from serving import refusals
 from serving.admission import Admission, AdmissionConfig
 from serving.batching import Batcher, BatchingConfig
+from serving.direct import Direct
 from serving.events import events
 from serving.follow import Follower
 from serving.gate import CapsConfig, Gate, Rules
@@ -116,6 +117,7 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
     app.state.metrics, app.state.admission, app.state.query_log = metrics, admission, query_log
     refusals.install(app, metrics)
     rules = Rules(settings.caps, Keys.read(settings.keys), Rates(settings.rates), admission, metrics)
+    app.add_middleware(Direct)
     app.add_middleware(Gate, rules=rules)
     app.add_middleware(Observed, metrics=metrics)
     app.include_router(router)

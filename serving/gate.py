@@ -63,7 +63,7 @@ class Gate:
             if body is None:
                 return
             if isinstance(body, bytes):
-                refusal = await self._admitted(scope, _replayed(body, receive), send)
+                refusal = await self._admitted(scope, replayed(body, receive), send)
             else:
                 refusal = body
         if refusal is not None:
@@ -178,7 +178,7 @@ class Gate:
         return error_response(status, code, message, headers)
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+def replayed(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that gives the body first."""
     given = False
 

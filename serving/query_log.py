@@ -159,7 +159,7 @@ class QueryLog:
         while self._waiting:
             item = self._waiting.popleft()
             day = item.timestamp.strftime("%Y-%m-%d")
-            lines += [(day, json.dumps(line)) for line in self._lines(item)]
+            lines += [(day, line) for line in self._lines(item)]
         for day, group in groupby(lines, lambda line: line[0]):
             texts = [text for _, text in group]
             try:
@@ -188,21 +188,23 @@ class QueryLog:
             self._complained = time.monotonic()
             log.warning("the query log in %s cannot be written: %s", self.directory, error.strerror)
 
-    def _lines(self, item: "_Served | Event") -> Iterator[dict[str, Any]]:
+    def _lines(self, item: "_Served | Event") -> Iterator[str]:
         if isinstance(item, Event):
-            yield self._event(item)
+            yield json.dumps(self._event(item))
             return
         search = item.search
-        yield {
+        common = {
             "query_id": item.query_id,
             "client_id": self._user(search.user_id),
-            "user_query": search.text,
             "timestamp": item.timestamp.isoformat(timespec="milliseconds"),
-            "query_attributes": {"bundle_id": item.bundle_id, "mode": search.mode, "k": item.answer.k},
         }
-        for hit in item.answer.hits[: self.config.impressions]:
-            yield self._event(
-                Event(item.query_id, hit.doc_id, "impression", hit.rank, search.user_id, item.timestamp)
+        asked = {"bundle_id": item.bundle_id, "mode": search.mode, "k": item.answer.k}
+        yield json.dumps({**common, "user_query": search.text, "query_attributes": asked})
+        begin = json.dumps({"action_name": "impression", **common})[:-1]
+        for hit in item.answer.hits[: self.config.impressions]:  # `_event` of each, but for the equal part
+            yield (
+                f'{begin}, "event_attributes": {{"object": {{"object_id": {json.dumps(hit.doc_id)}, '
+                f'"object_id_field": "doc_id"}}, "position": {{"ordinal": {hit.rank}}}}}}}'
             )
 
     def _event(self, event: Event) -> dict[str, Any]:

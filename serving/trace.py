@@ -63,4 +63,4 @@ class TraceFormatter(logging.Formatter):
 
 def _random_id(size: int) -> str:
     """Return so many random bytes, not all zero; ids are no secrets, and `os.urandom` gives up the GIL."""
-    return f"{random.randrange(1, 256**size):0{2 * size}x}"
+    return f"{random.getrandbits(8 * size) or 1:0{2 * size}x}"

@@ -11,7 +11,8 @@ from serving.metrics import Metrics
 from serving.query_log import Event, QueryLog, QueryLogConfig
 from serving.search import Answer, Hit, Search
 
-ANSWER = Answer([Hit("d1", 0.9, 1), Hit("d2", 0.8, 2), Hit("d3", 0.7, 3)], 3, [], 1.0, 1.0)
+ODD = 'a "b" \\ {c} ü'
+ANSWER = Answer([Hit("d1", 0.9, 1), Hit(ODD, 0.8, 2), Hit("d3", 0.7, 3)], 3, [], 1.0, 1.0)
 
 
 def lines_of(directory: Path) -> list[dict]:
@@ -40,9 +41,12 @@ def test_a_query_its_documents_and_a_click_are_a_line_each(tmp_path):
     query, *shown, click = written(tmp_path, QueryLogConfig(), Search(text="Tea\n茶壶\0", user_id="u1", k=3))
     assert query["user_query"] == "Tea\n茶壶\0"
     assert query["query_attributes"] == {"bundle_id": "b" * 16, "mode": "dense", "k": 3}
-    assert [line["event_attributes"]["object"]["object_id"] for line in shown] == ["d1", "d2", "d3"]
+    assert [line["event_attributes"]["object"]["object_id"] for line in shown] == ["d1", ODD, "d3"]
     assert [line["event_attributes"]["position"]["ordinal"] for line in shown] == [1, 2, 3]
     assert {line["action_name"] for line in shown} == {"impression"}
+    expected = {"object": {"object_id": "d1", "object_id_field": "doc_id"}, "position": {"ordinal": 1}}
+    assert click["event_attributes"] == shown[0]["event_attributes"] == expected
+    assert click.keys() == shown[0].keys()
     assert click["action_name"] == "click"
     assert {line["query_id"] for line in (query, *shown, click)} == {"q"}
     assert {line["client_id"] for line in (query, *shown, click)} == {"u1"}
