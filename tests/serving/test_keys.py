@@ -89,6 +89,7 @@ def test_a_key_comes_by_either_header(keyed, headers):
 @pytest.mark.parametrize(
     "shown",
     [READ[:-1], READ + "a", READ.swapcase(), hashlib.sha256(READ.encode()).hexdigest(), "é", "x" * 9_000],
+    ids=["shorter", "longer", "other case", "its hash", "no ASCII", "huge"],
 )
 def test_what_is_only_like_a_key_is_refused(keyed, shown):
     headers = {"Authorization": f"Bearer {shown}".encode()}
