@@ -60,7 +60,7 @@ class _LogSums(torch.autograd.Function):
         with products_in(matrix.tiling.precision, query_BD.device):
             row_B, column_N = _sums_for(tiles, temperature.item(), matrix.log_q).log_sums()
         ctx.save_for_backward(query_BD, document_ND, temperature, row_B, column_N)
-        ctx.matrix = matrix
+        ctx.matrix, ctx.room = matrix, tiles.room  # freed and taken again, it would be held twice at times
         return torch.linalg.vecdot(query_BD, document_ND[:rows]), row_B, column_N[:rows].clone()
 
     @staticmethod
@@ -69,7 +69,7 @@ class _LogSums(torch.autograd.Function):
         query_BD, document_ND, temperature, row_sum_B, column_sum_N = ctx.saved_tensors
         matrix, rows = ctx.matrix, len(query_BD)
         column_N = torch.nn.functional.pad(column_B, (0, len(document_ND) - rows))
-        tiles = Tiles(query_BD, document_ND, matrix.exclusions, matrix.tiling)
+        tiles = Tiles(query_BD, document_ND, matrix.exclusions, matrix.tiling, ctx.room)
         sums = _sums_for(tiles, temperature.item(), matrix.log_q)
         sums.expect(_Arriving(row_B, row_sum_B), _Arriving(column_N, column_sum_N))
         with products_in(matrix.tiling.precision, query_BD.device):

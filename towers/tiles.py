@@ -59,16 +59,21 @@ class Tiles:
     Attributes:
         query: (B, D).
         document: (N, D).
-        scratch: Room for one more tile, see `like`.
+        room: Of one tile, to be handed to later `Tiles` of the same batch.
     """
 
     def __init__(
-        self, query_BD: Tensor, document_ND: Tensor, exclusions: Exclusions, tiling: TilingConfig
+        self,
+        query_BD: Tensor,
+        document_ND: Tensor,
+        exclusions: Exclusions,
+        tiling: TilingConfig,
+        room: Tensor | None = None,
     ) -> None:
         self.query, self.document, self._exclusions = query_BD, document_ND, exclusions
         self._rows = min(tiling.rows, len(query_BD))
         self._columns = min(tiling.columns, len(document_ND))
-        self._score = query_BD.new_empty(self._rows * self._columns)
+        self.room = query_BD.new_empty(self._rows * self._columns) if room is None else room
         self._scratch: Tensor | None = None
 
     def row_blocks(self) -> list[slice]:
@@ -90,14 +95,14 @@ class Tiles:
         excluded, bounds = self._excluded(rows)
         for number, columns in enumerate(self.column_blocks()):
             width = columns.stop - columns.start
-            score_RC = self._score[: height * width].view(height, width)
+            score_RC = self.room[: height * width].view(height, width)
             torch.mm(query_RD, self.document[columns].T, out=score_RC)
             yield Tile(rows, columns, score_RC, excluded[bounds[number] : bounds[number + 1]])
 
     def like(self, score_RC: Tensor) -> Tensor:
-        """Return room of a tile's shape; every call returns the same room."""
-        if self._scratch is None:
-            self._scratch = torch.empty_like(self._score)
+        """Return room of this shape, which is that of a tile or of a part of it; all calls share the room."""
+        if self._scratch is None or len(self._scratch) < score_RC.numel():
+            self._scratch = self.room.new_empty(score_RC.numel())
         return self._scratch[: score_RC.numel()].view_as(score_RC)
 
     def _excluded(self, rows: slice) -> tuple[Tensor, list[int]]:
