@@ -35,7 +35,7 @@ from serving.query_log import QueryLog, QueryLogConfig
 from serving.rates import Rates, RatesConfig
 from serving.retriever import QueryLimits
 from serving.routes import PAGE, router
-from serving.server import SWITCH_SECONDS, DrainConfig, build_server
+from serving.server import SWITCH_SECONDS, DrainConfig, build_server, spare_collector
 from serving.shelf import Shelf
 from serving.signing import read_public_key
 from serving.store import Store
@@ -146,6 +146,8 @@ def serve(store: Path, config: ServeConfig) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         log.info("page http://%s:%d/ · API documentation http://%s:%d/docs", shown, port, shown, port)
-        server = build_server(create_app(store, config), config.drain, config.trusted_proxies)
+        app = create_app(store, config)
+        app.state.follower.after_swap = spare_collector
+        server = build_server(app, config.drain, config.trusted_proxies)
         sys.setswitchinterval(SWITCH_SECONDS)
         server.run(sockets=[listener])

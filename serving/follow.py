@@ -9,6 +9,7 @@ import ctypes
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -48,6 +49,10 @@ class Follower:
         limits: For the retrievers.
         device: Where indexes are searched: `auto`, `cpu` or `gpu`.
         poll_seconds: Time between two looks at the pointer.
+
+    Attributes:
+        swaps: How many bundles were swapped in.
+        after_swap: Called after each; None: nothing is.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Follower:
     ) -> None:
         self.store = store
         self.swaps = 0
+        self.after_swap: Callable[[], None] | None = None
         self._limits = limits or QueryLimits()
         self._device = device
         self._poll_seconds = poll_seconds
@@ -116,6 +122,8 @@ class Follower:
         self._served = Served(Retriever(bundle, self._limits), _now())
         self.swaps += 1
         self._refusal = self._refused_state = None
+        if self.after_swap is not None:
+            self.after_swap()
         log.info("serving bundle %s: %d documents, %s", bundle_id, len(bundle.doc_ids), bundle.index.note)
         _give_memory_back()
 

@@ -1,3 +1,4 @@
+import gc
 import json
 import socket
 import threading
@@ -12,6 +13,7 @@ from serving.api import ServeConfig, serve
 from serving.follow import Follower
 from serving.gate import CapsConfig
 from serving.retriever import QueryLimits, Retriever
+from serving.server import spare_collector
 from serving.site import PAGE
 from serving.store import Store
 
@@ -361,3 +363,17 @@ def test_an_address_that_is_taken_is_one_line(tmp_path: Path):
 def test_unknown_settings_are_refused():
     with pytest.raises(ValidationError, match="workers"):
         ServeConfig(workers=3)
+
+
+def test_what_a_swap_loaded_is_kept_out_of_garbage_collections(shop):
+    follower = Follower(Store(shop), device="cpu")
+    follower.after_swap = spare_collector
+    try:
+        follower.check()
+        assert follower.swaps == 1
+        assert gc.get_freeze_count() > 100_000
+        before = gc.get_freeze_count()
+        spare_collector()
+        assert gc.get_freeze_count() < 1.1 * before
+    finally:
+        gc.unfreeze()
