@@ -86,15 +86,12 @@ def _refuse_to_replace(target: Path) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     try:
-        earlier = {"manifest.json", *Artifact.read(target, "simulation").manifest["files"]}
-        foreign = {p.relative_to(target).as_posix() for p in target.rglob("*") if not p.is_dir()} - earlier
-    except (ArtifactError, OSError):
-        foreign = {target.name}
-    if foreign:
+        Artifact.read(target, "simulation")
+    except (ArtifactError, OSError) as error:
         raise ConfigError(
-            f"{target} is there already and holds something else ({min(foreign)}), which would be deleted; "
+            f"{target} is there already and is not a simulated shop alone ({error}), which would be deleted; "
             "name a folder that does not exist"
-        )
+        ) from None
 
 
 def _draw_shop(config: SimulateConfig, rng: np.random.Generator) -> Shop:
