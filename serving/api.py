@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
+import anyio
 import anyio.to_thread
 import torch
 from fastapi import FastAPI
@@ -94,7 +95,8 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
     metrics.watch(follower, batcher, admission)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(started: FastAPI) -> AsyncIterator[None]:
+        started.state.loads = anyio.CapacityLimiter(1)
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.concurrency
         query_log.start()
         follower.start()

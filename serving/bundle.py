@@ -23,6 +23,7 @@ import pandas as pd
 from features.artifact import Artifact
 from features.errors import ArtifactError, BundleError
 from features.lexical import LexicalIndex
+from features.tables import DOCUMENTS
 from features.text import NORMALISER, document_text
 from serving import canary, signing, trial
 from serving.devices import require_device
@@ -212,6 +213,9 @@ def _check_agreement(
         raise BundleError(f"its towers, index and manifest differ in dimension: {sorted(dimensions)}")
     if documents["doc_id"].tolist() != doc_ids or len(set(doc_ids)) != len(doc_ids):
         raise BundleError("its ids and its catalogue do not list the same documents in the same order")
+    missing = sorted({*DOCUMENTS.names} - {*documents.columns})
+    if missing:
+        raise BundleError(f"its catalogue has no column {missing[0]}")
     if not index.size == len(doc_ids) == content["documents"]:
         raise BundleError(f"its index has {index.size} vectors for {len(doc_ids)} documents")
 

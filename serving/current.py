@@ -3,6 +3,7 @@
 import time
 from typing import Annotated
 
+import anyio
 import anyio.to_thread
 from fastapi import Depends, Request
 
@@ -43,7 +44,11 @@ async def retriever_of(request: Request, current: Served, bundle_id: str | None)
         return champion
     shelf: Shelf = request.app.state.shelf
     opened = shelf.find(bundle_id)
-    return await anyio.to_thread.run_sync(shelf.get, bundle_id) if opened is None else opened
+    if opened is not None:
+        return opened
+    # in a thread of its own, since other requests would wait for those that wait for a load
+    limiter: anyio.CapacityLimiter = request.app.state.loads
+    return await anyio.to_thread.run_sync(shelf.get, bundle_id, limiter=limiter)
 
 
 async def answers(

@@ -122,7 +122,7 @@ class QueryEncoder:
     def _keep(self, fresh: Mapping[Query, Vectors]) -> None:
         with self._lock:
             for query, vector in fresh.items():
-                self._kept[query] = vector
+                self._kept[query] = vector.copy()  # a part of its batch would keep the whole
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
 

@@ -102,13 +102,15 @@ class Follower:
         if champion is None:
             self._refuse(None, f"{self.store.root} has no champion yet; run or promote one")
             return
-        served = self._served
-        if served is not None and served.retriever.bundle.bundle_id == champion.bundle_id:
+        if self._serves(champion.bundle_id):
             self._refusal = self._refused_state = None
             return
         state = (champion.bundle_id, self._changed_at(champion.bundle_id), self._pointer_changed_at())
         if state != self._refused_state or time.monotonic() >= self._retry_at:
             self._swap(champion.bundle_id, state)
+
+    def _serves(self, bundle_id: str) -> bool:
+        return self._served is not None and self._served.retriever.bundle.bundle_id == bundle_id
 
     def _swap(self, bundle_id: str, state: tuple[str, int, int]) -> None:
         log.info("loading bundle %s", bundle_id)

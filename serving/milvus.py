@@ -13,6 +13,7 @@ Shapes: B queries, N documents, D embedding, k neighbours.
 import contextlib
 import hashlib
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -78,6 +79,7 @@ class MilvusIndex:
 
     def __init__(self, client: Any, stored: Collection) -> None:
         self._client = client
+        self._end = weakref.finalize(self, client.close)
         self._stored = stored
         self.note = f"Milvus collection {stored.collection} ({stored.index_type})"
 
@@ -109,11 +111,12 @@ class MilvusIndex:
             timeout_seconds=config.timeout_seconds,
         )
         client = connect(config.uri)
+        made = cls(client, stored)
         with refusing(f"index.milvus: {config.uri}"):
             if client.has_collection(stored.collection):
                 if row_count(client, stored.collection) == stored.rows:
                     client.load_collection(stored.collection)
-                    return cls(client, stored)
+                    return made
                 client.drop_collection(stored.collection)
             try:
                 _create(client, stored, config)
@@ -124,7 +127,7 @@ class MilvusIndex:
             except BaseException:
                 client.drop_collection(stored.collection)
                 raise
-        return cls(client, stored)
+        return made
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -137,14 +140,17 @@ class MilvusIndex:
         stored = Collection.read(path)
         uri = stored.address
         client = connect(uri)
+        opened = cls(client, stored)
         with refusing(uri):
             if not client.has_collection(stored.collection):
                 raise BundleError(f"Milvus at {uri} has no collection {stored.collection}; export again")
             client.load_collection(stored.collection)
             rows = row_count(client, stored.collection)
-        if rows != stored.rows:
-            raise BundleError(f"collection {stored.collection} has {rows} rows; the bundle has {stored.rows}")
-        return cls(client, stored)
+            if rows != stored.rows:
+                raise BundleError(
+                    f"collection {stored.collection} has {rows} rows; the bundle has {stored.rows}"
+                )
+        return opened
 
     @property
     def dimension(self) -> int:
@@ -238,7 +244,7 @@ class MilvusIndex:
 
     def close(self) -> None:
         """End the connection."""
-        self._client.close()
+        self._end()
 
     def _ask(self, query_BD: Vectors, k: int, condition: str) -> list[list[dict[str, Any]]]:
         with self._answering():

@@ -18,13 +18,14 @@ from serving.vectors import Vectors
 LISTED_ROWS = 5_000
 """So many allowed or forbidden rows are told one by one; more are told by the filters."""
 
+_TEXTS = ("title", "text")  # stay in the catalogue; what filters them is told by rows
 _BATCH_BYTES = 8_000_000
 _OPERATORS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 
 def batches(document_ND: Vectors, documents: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:
     """Yield rows for Milvus in requests of bounded size; texts stay in the catalogue."""
-    names = [name for name in documents.columns if name not in ("doc_id", "title", "text")]
+    names = [name for name in documents.columns if name not in ("doc_id", *_TEXTS)]
     rows = max(1, _BATCH_BYTES // (document_ND.shape[1] * 8 + 1_000))
     for start in range(0, len(documents), rows):
         part = documents.iloc[start : start + rows]
@@ -67,9 +68,10 @@ def expression(selection: Selection, moments: Collection[str]) -> str:
     size = len(selection.mask)
     if selection.count == size:
         return ""
-    if selection.count <= LISTED_ROWS:
+    most = size if selection.filters.keys() & {*_TEXTS} else LISTED_ROWS
+    if selection.count <= min(most, size // 2) or selection.count <= LISTED_ROWS:
         return f"row in {np.flatnonzero(selection.mask).tolist()}"
-    if size - selection.count <= LISTED_ROWS:
+    if size - selection.count <= most:
         return f"row not in {np.flatnonzero(~selection.mask).tolist()}"
     parts = [_condition(name, wanted, name in moments) for name, wanted in selection.filters.items()]
     if selection.excluded:

@@ -28,6 +28,7 @@ FILE = "query.onnx"
 Precision = Literal["float32", "int8"]
 
 _OPSET = 17
+_PRECISION = "precision"  # in the metadata of graphs that are not float32
 _EXAMPLE = (2, 5)
 _SENTINEL_TOLERANCE = 1e-4
 
@@ -46,9 +47,16 @@ class OnnxQueries:
     def __init__(self, path: Path, encoder: TextEncoder) -> None:
         self._encoder = encoder
         self._session = _session(path)
+        self._one_by_one = _PRECISION in self._session.get_modelmeta().custom_metadata_map
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Return (N, D) float32 vectors, comparable like those of `TwoTower.encode_queries`."""
+        """Return (N, D) float32 vectors, comparable like those of `TwoTower.encode_queries`.
+
+        int8 scales what flows through the graph by the largest of a batch, so that a text's vector would
+        depend on its batch mates: such a graph gets one text at a time.
+        """
+        if self._one_by_one and len(texts) > 1:
+            return np.concatenate([self.encode([text]) for text in texts])
         lists = self._encoder.tokenise(texts)
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         mask_NL = np.arange(int(lengths.max(initial=1))) < lengths[:, None]
@@ -126,6 +134,7 @@ def _check(graph: nn.Module, path: Path, encoder: TextEncoder) -> None:
 
 
 def _quantise(plain: Path, path: Path) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     root = logging.getLogger()
@@ -135,6 +144,9 @@ def _quantise(plain: Path, path: Path) -> None:
         quantize_dynamic(plain, path, weight_type=QuantType.QInt8)
     finally:
         root.setLevel(level)
+    graph = onnx.load(path)
+    graph.metadata_props.add(key=_PRECISION, value="int8")
+    onnx.save(graph, path)
 
 
 def _session(path: Path) -> Any:

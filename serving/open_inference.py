@@ -40,6 +40,7 @@ from serving.inference_wire import (
     ServerReply,
     TensorMetadata,
 )
+from serving.milvus_collection import IndexUnavailableError
 from serving.mistakes import mistake, printable
 from serving.queries import QueryError
 from serving.refusals import NotReadyError
@@ -76,6 +77,8 @@ class _Protocol(APIRoute):
                 return _error(error.status if error.status != 422 else 400, str(error))
             except (NotReadyError, BusyError) as error:
                 return _error(503, str(error), {"Retry-After": "1"})
+            except IndexUnavailableError as error:
+                return _error(503, str(error), {"Retry-After": "5"})
             except HTTPException as error:
                 return _error(error.status_code, str(error.detail))
 
@@ -198,7 +201,7 @@ async def _inferred(request: Request, retriever: Retriever, body: InferRequest) 
         answered.append(answer)
     outputs = {output.name: output for output in _ranked(answered)}
     if "embedding" in wanted:
-        vectors = await anyio.to_thread.run_sync(retriever.embed, searches)
+        vectors = await anyio.to_thread.run_sync(retriever.embed, [Search(text=text) for text in texts])
         outputs["embedding"] = Output(
             name="embedding",
             shape=list(vectors.shape),

@@ -86,6 +86,11 @@ class CappedProtocol(HttpToolsProtocol):
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; trailers, which follow a chunked body without end, are not kept."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Refuse the request where there are too many, else begin to answer it."""
         self._in_head = False
@@ -109,6 +114,7 @@ class CappedProtocol(HttpToolsProtocol):
             return
         self._shedding = False
         if self.parser.should_keep_alive():
+            self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )

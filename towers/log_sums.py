@@ -130,7 +130,7 @@ class _Sums(Protocol):
 def _sums_for(tiles: Tiles, temperature: float, log_q_N: Tensor) -> _Sums:
     """Return the cheaper kind where every exponential and every sum of them fits the floating type."""
     lengths = [float(side.norm(dim=1).max()) for side in (tiles.query, tiles.document)]
-    correction = float(log_q_N.max() - log_q_N.min()) / 2
+    correction = float(log_q_N.max() - log_q_N.min())  # half in a sum, all of it in a gradient's factor
     largest = math.prod(lengths) / temperature + correction
     fits = largest + math.log(len(log_q_N)) < -math.log(torch.finfo(tiles.query.dtype).tiny) - 4
     return (_SharedExponential if fits else _RunningMaxima)(tiles, temperature, log_q_N)

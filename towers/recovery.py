@@ -115,7 +115,8 @@ def recover(training: Training, guard: GuardConfig, stage: StageConfig, signs: S
             "warm up longer with cross_entropy, lower its learning_rate, or grow the batch in smaller steps"
         )
     progress.retries += 1
-    progress.recovering, progress.step = True, 0
+    progress.recovering = True
+    _begin(progress)
 
 
 def roll_back(training: Training) -> None:
@@ -135,5 +136,10 @@ def next_phase(progress: Progress) -> None:
         progress.recovering = False
     else:
         progress.stage, progress.retries = progress.stage + 1, 0
+    _begin(progress)
+
+
+def _begin(progress: Progress) -> None:
+    """Forget what the last phase counted."""
     progress.step = progress.stale = progress.suspicious = 0
     progress.leaving = Leaving()

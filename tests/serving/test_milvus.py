@@ -73,6 +73,7 @@ def test_answers_equal_those_of_faiss_flat(milvus: MilvusIndex) -> None:
     ("filters", "exclude"),
     [
         ({"brand": "acme"}, ()),
+        ({"title": "t", "cold": True}, ()),
         ({"brand": 'a "b" \\ c'}, ()),
         ({"brand": {"in": ["acme", "nobody"]}}, ()),
         ({"brand": {"in": []}}, ()),

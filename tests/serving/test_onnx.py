@@ -79,6 +79,18 @@ def test_equal_towers_give_equal_graphs(make: SimpleNamespace, tmp_path: Path):
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_graphs_vector_does_not_depend_on_its_batch_mates(
+    make: SimpleNamespace, tmp_path: Path, precision: str
+):
+    towers = towers_of(make)
+    write_graph(towers, tmp_path / "query.onnx", precision)
+    together = open_query_encoder(tmp_path, towers).encode([Query(text) for text in TEXTS])
+    for text, vector in zip(TEXTS, together, strict=True):
+        alone = open_query_encoder(tmp_path, towers).encode([Query(text)])[0]
+        np.testing.assert_allclose(alone, vector, atol=1e-6)
+
+
 def test_int8_is_taken_only_where_what_is_found_is_as_good(make: SimpleNamespace, monkeypatch):
     towers = towers_of(make)
     on = judged(towers, make, 250)
