@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from features.errors import ArtifactError, SchemaError
+from features.errors import ArtifactError, ConfigError, SchemaError
 from pipelines.output import OUTPUT, reported
 from pipelines.store_cli import Debug, Json, StorePath
 from pipelines.workspace import Workspace
@@ -24,7 +24,7 @@ app = typer.Typer()
 def update(
     store: StorePath,
     documents: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--documents",
             metavar="FILE",
@@ -54,10 +54,12 @@ def update(
     """Add, replace and delete documents of a bundle without training: a new bundle, its parent unchanged."""
     if not store.is_dir():
         raise ArtifactError(f"{store} is not a folder; give the `store` of a configuration that was run")
+    if len(documents or []) > 1:
+        raise ConfigError("--documents was given more than once; put all documents into one file")
     if sign_key is not None:
         read_private_key(sign_key)
     with Workspace(store).lock():
-        told = _update(store, bundle, documents, _ids(delete or []), rebuild_share)
+        told = _update(store, bundle, next(iter(documents or []), None), _ids(delete or []), rebuild_share)
         if sign_key is not None:
             sign(Store(store).bundle_path(told["bundle"]), SignConfig(key=sign_key))
         told["promoted"] = promote

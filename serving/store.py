@@ -206,7 +206,10 @@ class Store:
                 said = reason or f"rolled back from {present}"
                 champion = Champion(bundle_id, said, _now(), rolled_back_from=present)
                 return self._append(history, champion), passed_over
-        tried = "; ".join(passed_over.values()) or f"{present} is the only one there ever was"
+        others = sorted({entry.bundle_id for entry in history} - {present})
+        only = f"{present} is the only one there ever was"
+        left = f"every other one was rolled back from; --to takes one all the same: {', '.join(others)}"
+        tried = "; ".join(passed_over.values()) or (left if others else only)
         raise BundleError(f"{self.root} has no earlier champion to go back to: {tried}")
 
     def _append(self, history: list[Champion], champion: Champion) -> Champion:

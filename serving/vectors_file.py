@@ -45,6 +45,8 @@ def write_vectors(bundle: Bundle, path: Path) -> int:
     schema = pa.schema(
         [pa.field("doc_id", pa.string(), nullable=False), pa.field("vector", kind, nullable=False)], about
     )
+    if not path.parent.is_dir():
+        raise ConfigError(f"cannot write {path}: {path.parent} is not a folder; choose another file")
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with pq.ParquetWriter(staging, schema, compression="zstd") as writer:

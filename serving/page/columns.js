@@ -120,7 +120,7 @@ function overlap(ranks, first, firstName) {
 
 function badge(hit, elsewhere, other) {
   const rank = elsewhere.get(hit.doc_id);
-  if (rank === undefined) return el("span", { class: "badge only", title: `Not among the results of ${other}` }, "only here");
+  if (rank === undefined) return el("span", { class: "badge only", title: `Not among the results of ${other}` }, `not in ${other}`);
   const moved = rank - hit.rank;
   const title = `Rank ${rank} by ${other}`;
   if (moved === 0) return el("span", { class: "badge", title }, `= ${other} ${rank}`);
