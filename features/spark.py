@@ -68,8 +68,18 @@ def batches(connection: BaseBackend, table: ir.Table, rows: int) -> Iterator[pa.
 
 
 def _computed(connection: BaseBackend, table: ir.Table) -> Any:
+    """Return the table as a Spark frame; an empty list, to which Spark gives no type, gets its column's."""
+    from ibis.backends.pyspark.datatypes import PySparkSchema
+
     connection._run_pre_execute_hooks(table)
-    return _session(connection).sql(connection.compile(table))
+    frame = _session(connection).sql(connection.compile(table))
+    types = {field.name: field.dataType for field in PySparkSchema.from_ibis(table.schema())}
+    return frame.select(
+        *(
+            frame[name].cast(types[name]).alias(name) if "void" in kind else frame[name]
+            for name, kind in frame.dtypes
+        )
+    )
 
 
 def _named(connection: BaseBackend, name: str, frame: Any) -> ir.Table:
