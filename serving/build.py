@@ -18,7 +18,8 @@ from serving.index import Index, SearchParameter
 from serving.milvus import MilvusConfig
 from serving.vectors import Vectors, check_similarity
 
-_POINTS_PER_LIST = 64
+_POINTS_PER_LIST = 39  # what faiss asks for at least
+_ITERATIONS = 6
 _CAGRA = re.compile(r"CAGRA(?P<degree>\d{1,3})")
 _CHANGES_MEANING = re.compile(r"(^|,)(L2norm|IDMap2?)(,|$)")
 
@@ -95,8 +96,9 @@ class IndexConfig(Config):
 class SharedLists:
     """Centroids of inverted lists, trained once for all the families that an automatic choice compares.
 
-    They are trained on 64 points a list, a quarter of faiss's default: measured at 100,000 × 128, that is 2.6
-    times faster and costs 0.003 of ANN recall at equal nprobe.
+    They are trained in 6 iterations on 39 points a list, where faiss's defaults are 25 and 256. Measured at
+    1,000,000 × 128 with 4,096 lists, 25 iterations on 64 points take six times as long, for an index that is
+    at most 8% faster at an ANN recall@10 of 0.955.
 
     Attributes:
         centroids: By number of lists.
@@ -115,7 +117,7 @@ class SharedLists:
             start = time.perf_counter()
             bare = faiss.IndexIVFFlat(faiss.IndexFlatIP(index.d), index.d, lists.nlist, lists.metric_type)
             bare.cp = lists.cp
-            bare.cp.max_points_per_centroid = _POINTS_PER_LIST
+            bare.cp.max_points_per_centroid, bare.cp.niter = _POINTS_PER_LIST, _ITERATIONS
             bare.train(document_ND)
             self.centroids[lists.nlist] = bare.quantizer.reconstruct_n(0, lists.nlist)
             self.seconds += time.perf_counter() - start
