@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from features.errors import ArtifactError, TwotowerError
+from pipelines.options import Debug, Json, StorePath
 from pipelines.output import OUTPUT, reported
 from pipelines.report import print_table
 from pipelines.workspace import Workspace
@@ -15,12 +16,6 @@ from serving.pruning import prune as prune_store
 from serving.store import Store
 
 app = typer.Typer()
-
-StorePath = Annotated[
-    Path, typer.Argument(metavar="STORE", help="Store folder of a run.", show_default=False)
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 _SYSTEM = "towers"
 

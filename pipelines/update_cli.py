@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from features.errors import ArtifactError, ConfigError, SchemaError
+from pipelines.options import Debug, Json, StorePath
 from pipelines.output import OUTPUT, reported
-from pipelines.store_cli import Debug, Json, StorePath
 from pipelines.workspace import Workspace
 from serving.signing import SignConfig, read_private_key, sign
 from serving.store import Store
