@@ -217,12 +217,14 @@ class Checkpoints:
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Put saved moments back, in place."""
+    """Put copies of saved moments into the optimiser, in place."""
     for name, parameter in model.named_parameters():
         prefix = f"{name}|"
         saved = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if saved:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device, copy=True) for key, value in saved.items()
+            }
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:

@@ -73,12 +73,14 @@ class Look:
         document: (S, D) embeddings of the rows' positives.
         excluded: Of these rows and columns.
         temperature: Divides scores in the loss.
+        log_q: (S,) log Q of these documents in the batch.
     """
 
     query: Tensor
     document: Tensor
     excluded: Exclusions
     temperature: Tensor
+    log_q: Tensor
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ def look_at(step: Step, temperature: Tensor, rows: int) -> Look:
     row, column = step.batch.excluded.block(0, rows)
     kept = column < rows
     excluded = Exclusions.from_pairs(row[kept], column[kept], rows, rows)
-    return Look(step.query[:rows], step.document[:rows], excluded, temperature.detach())
+    return Look(
+        step.query[:rows], step.document[:rows], excluded, temperature.detach(), step.batch.log_q[:rows]
+    )
 
 
 @torch.no_grad()
@@ -147,7 +151,15 @@ def signs_of(look: Look, loss: Loss, relative: float) -> Signs:
     score_SS, excluded_SS = look.query @ look.document.T, look.excluded.dense()
     equal_SS = score_SS.mean().expand_as(score_SS).contiguous()
     loss_of, equal = (
-        float(loss(scores, excluded_SS, temperature=look.temperature, positive_BN=excluded_SS))
+        float(
+            loss(
+                scores,
+                excluded_SS,
+                temperature=look.temperature,
+                log_q_N=look.log_q,
+                positive_BN=excluded_SS,
+            )
+        )
         for scores in (score_SS, equal_SS)
     )
     found = {"gap": 0.0 if gap is None else gap / unit, "loss": loss_of, "equal": equal}

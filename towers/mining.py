@@ -53,9 +53,20 @@ class Miner:
         self._inputs = inputs
         self._corpus: tuple[str, Corpus] | None = None
 
-    def is_due(self, step: int) -> bool:
-        """Tell whether a window begins with this step, counted from 0 in the stage."""
-        return step % self.config.refresh_every == 0
+    def window(self, step: int, length: int) -> range:
+        """Return the steps of the window that begins with a step; nothing where none does.
+
+        A window ends with the stage. Of a stage that goes on after its length, the rest of it is a window.
+
+        Args:
+            step: Counted from 0 in the stage.
+            length: Of the stage, in steps.
+        """
+        every = self.config.refresh_every
+        if step % every != 0 and step != length:
+            return range(0)
+        end = (step // every + 1) * every
+        return range(step, min(end, length) if step < length else end)
 
     def refresh(self, model: TwoTower, examples: Ints) -> bool:
         """Mine for the examples of the window ahead; the model keeps its mode and no random state moves.

@@ -41,7 +41,7 @@ class Supply:
         Args:
             model: The current towers.
             step: Counted from 0 in the stage.
-            length: Of the stage, in steps; a stage that goes on after it mines for whole windows.
+            length: Of the stage, in steps; it may go on after them.
             record: Told of every mining.
 
         Raises:
@@ -54,8 +54,9 @@ class Supply:
             corpus = len(self._data.catalogue.content)
             draws.append(Draw(Source.UNIFORM, random.integers(corpus, size=self._config.uniform.per_batch)))
         if self._miner is not None:
-            if self._miner.is_due(step):
-                self._mine(self._miner, model, step, length, record)
+            window = self._miner.window(step, length)
+            if window:
+                self._mine(self._miner, model, window, record)
             random = self._batches.random(step, Source.MINED)
             document, owner, chance = self._miner.draw(self._batches.rows(step), random)
             draws.append(Draw(Source.MINED, document, owner, chance))
@@ -89,15 +90,12 @@ class Supply:
                     {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
                 )
 
-    def _mine(self, miner: Miner, model: TwoTower, step: int, length: int, record: Recorder) -> None:
-        end = step + miner.config.refresh_every
-        if step < length:
-            end = min(end, length)
-        examples: Ints = np.concatenate([self._batches.rows(ahead) for ahead in range(step, end)])
+    def _mine(self, miner: Miner, model: TwoTower, window: range, record: Recorder) -> None:
+        examples: Ints = np.concatenate([self._batches.rows(step) for step in window])
         again = miner.refresh(model, examples)
         found = (miner.documents >= 0).sum(axis=1)
         record.event(
             "mined",
-            {"step": step, "searched": again, "weights": miner.weights[:16], "examples": len(found)}
+            {"step": window.start, "searched": again, "weights": miner.weights[:16], "examples": len(found)}
             | {"candidates": float(found.mean()), "without": int((found == 0).sum())},
         )

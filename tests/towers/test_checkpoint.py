@@ -12,7 +12,14 @@ from torch import nn
 
 from features.artifact import Artifact
 from features.errors import ArtifactError
-from towers.checkpoint import Checkpoints, Progress, load_weights, restore_optimizer, weights_of
+from towers.checkpoint import (
+    Checkpoints,
+    Progress,
+    load_weights,
+    optimizer_state,
+    restore_optimizer,
+    weights_of,
+)
 from towers.record import ListRecorder, NoRecorder
 from towers.train import TrainConfig, train
 from towers.two_tower import TowersConfig
@@ -146,6 +153,19 @@ def test_a_resumed_optimiser_and_generator_go_on_as_if_never_stopped(
     assert checkpoints.resume(without) is not None
     stepped(without, adam(without), 3)
     assert not torch.equal(weights_of(without)["one.weight"], results[0]["one.weight"])
+
+
+def test_moments_that_were_put_back_are_a_copy_that_further_steps_do_not_change() -> None:
+    """Else a healthy state would follow the training that it is kept apart from."""
+    model = Small()
+    optimizer = adam(model)
+    stepped(model, optimizer, 1)
+    kept = optimizer_state(model, optimizer)
+    before = {name: value.clone() for name, value in kept.items()}
+    restore_optimizer(model, optimizer, kept)
+    stepped(model, optimizer, 2)
+    assert before
+    assert all(torch.equal(kept[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize(

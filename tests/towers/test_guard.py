@@ -5,14 +5,25 @@ from torch.nn.functional import normalize
 
 from towers.exclusions import Exclusions
 from towers.guard import GuardConfig, Look, relative_spread, signs_of, watched
-from towers.losses import CrossEntropyConfig, HingeConfig, WeightedSumConfig, build_loss
+from towers.losses import (
+    CrossEntropyConfig,
+    HingeConfig,
+    NoiseContrastiveConfig,
+    PairConfig,
+    SigmoidConfig,
+    SingleLossConfig,
+    SupervisedContrastiveConfig,
+    WeightedSumConfig,
+    build_loss,
+)
 
 MARGIN = 0.2
 HINGE = HingeConfig(margin=MARGIN)
 
 
 def look(query: Tensor, document: Tensor) -> Look:
-    return Look(query, document, Exclusions.none(len(query), len(query)), torch.tensor(0.05))
+    log_q = torch.linspace(-1.0, 1.0, len(query))
+    return Look(query, document, Exclusions.none(len(query), len(query)), torch.tensor(0.05), log_q)
 
 
 def scattered(rows: int, dimension: int, width: float, seed: int) -> Tensor:
@@ -63,6 +74,28 @@ def test_either_tower_alone_can_collapse_and_a_dot_product_shrink() -> None:
     assert relative_spread(look(alive, dead)) < 0.02
     assert collapsed(look(1e-3 * alive, 1e-3 * scattered(64, 16, 100.0, 2)))
     assert relative_spread(look(50 * alive, 50 * alive)) == pytest.approx(relative_spread(look(alive, alive)))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        CrossEntropyConfig(list_weight=1.0),
+        NoiseContrastiveConfig(),
+        PairConfig(),
+        SigmoidConfig(),
+        SupervisedContrastiveConfig(),
+    ],
+)
+def test_a_hinge_is_watched_beside_any_other_objective(beside: SingleLossConfig) -> None:
+    """Noise-contrastive estimation among them, which needs log Q of what is looked at."""
+    both = WeightedSumConfig(first=beside, second=HINGE, weight_from=0.5, weight_to=0.5)
+    seen = look(scattered(64, 16, 1e-4, 0), scattered(64, 16, 1e-4, 1))
+    signs = signs_of(seen, build_loss(both), relative_spread(seen))
+    alone = build_loss(beside)(
+        torch.ones(64, 64), seen.excluded.dense(), temperature=seen.temperature, log_q_N=seen.log_q
+    )
+    assert signs.equal == pytest.approx((alone.item() + MARGIN) / 2, rel=1e-3)
+    assert signs.collapsed(GuardConfig())
 
 
 def test_only_an_objective_with_a_margin_is_watched() -> None:

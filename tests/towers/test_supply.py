@@ -162,6 +162,16 @@ def test_only_the_windows_examples_are_mined_and_only_when_it_begins(data: Train
     assert len({details["weights"] for details in mined}) == 3
 
 
+def test_a_stage_that_goes_on_in_the_midst_of_a_window_mines_for_the_rest_of_it(data: TrainingData) -> None:
+    """A stage of 10 steps waits for a separation; the window of step 8 was mined for its last two steps."""
+    stage, record = Stage(data, mined={"refresh_every": 4, "score_share": None}), ListRecorder()
+    for number in range(14):
+        stage.step(number, record)
+    mined = [details for name, details in record.events if name == "mined"]
+    assert [details["step"] for details in mined] == [0, 4, 8, 10, 12]
+    assert [details["examples"] for details in mined] == [128, 128, 64, 64, 128]
+
+
 def test_draws_depend_on_seed_stage_step_and_history_alone(data: TrainingData) -> None:
     runs = []
     for _ in range(2):
