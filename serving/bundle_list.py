@@ -1,17 +1,22 @@
 """What a store's bundles say of themselves: the facts of their manifests, and the runs that made them."""
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from features.artifact import MANIFEST, Artifact
-from features.errors import TwotowerError
+from features.errors import ArtifactError, TwotowerError
 from serving.store import Store
 
 RUNS = "runs"
 """Folder of a store with one JSON file for each run of the pipeline."""
+
+_CHANGES = ("added", "updated", "deleted")
+_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
@@ -28,6 +33,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "query_inputs": list(content["query_inputs"]),
         "data_window": dict(content.get("data_window") or {}),
         "evaluation": [row for row in content.get("evaluation") or [] if row.get("slice") == "all"],
+        "update": update_of(artifact),
         "index": {
             "factory": str(index["factory"]),
             "search": dict(index.get("search") or {}),
@@ -48,6 +54,55 @@ def _created(artifact: Artifact) -> str:
         return str(recorded)
     changed = (artifact.path / MANIFEST).stat().st_mtime
     return datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
+
+
+def update_of(artifact: Artifact) -> dict[str, Any] | None:
+    """Return how an updated bundle came about; None for one that was exported after a training.
+
+    Nothing is trained and nothing evaluated in an update, so `evaluation` is that of the bundle `exported`,
+    on its catalogue. `note` says so in words, for whoever shows the evaluation.
+
+    Returns:
+        `parent` and `exported` (bundle ids), `added`, `updated` and `deleted` (documents, since the parent),
+        `changes` (documents, since `exported`; None where a bundle between is gone), and `note`.
+    """
+    lineage = artifact.content.get("update")
+    if not isinstance(lineage, Mapping):
+        return None
+    exported, changes = str(lineage["exported"]), _changes_since(artifact, str(lineage["exported"]))
+    many = "changes" if changes is None else f"{changes:,} change{'' if changes == 1 else 's'}"
+    return {
+        "parent": str(lineage["parent"]),
+        "exported": exported,
+        **{name: int(lineage[name]) for name in _CHANGES},
+        "changes": changes,
+        "note": f"measured on bundle {exported}, before {many} of documents",
+    }
+
+
+def _changes_since(artifact: Artifact, exported: str) -> int | None:
+    """Return how many documents were changed since the export, over all updates between."""
+    count, lineage = 0, artifact.content["update"]
+    seen: set[str] = set()
+    while True:
+        count += sum(int(lineage[name]) for name in _CHANGES)
+        parent = str(lineage["parent"])
+        if parent == exported:
+            return count
+        if parent in seen or not _ID.fullmatch(parent):
+            return None
+        seen.add(parent)
+        try:
+            lineage = _lineage_at(artifact.path.parent / parent)
+        except (ArtifactError, KeyError, TypeError, OSError):
+            return None
+
+
+@lru_cache(maxsize=1_000)
+def _lineage_at(path: Path) -> Mapping[str, Any]:
+    """Return what a bundle's manifest says of its update; bundles never change, so it is read once."""
+    lineage: Mapping[str, Any] = Artifact.read(path).content["update"]
+    return lineage
 
 
 def curve_of(content: Mapping[str, Any]) -> dict[str, Any] | None:

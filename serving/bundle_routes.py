@@ -1,27 +1,24 @@
-"""Routes about bundles, and about what people say of their results."""
+"""Routes about bundles."""
 
 from typing import Annotated, Any, Literal
 
-import anyio.to_thread
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, Field
 
 from features.errors import ArtifactError
-from features.text import normalise
 from serving.bundle import Bundle
 from serving.bundle_list import listed, page_of, runs_of
-from serving.current import Current, retriever_of
-from serving.judgments import GRADES, Judgments, query_id_of
-from serving.queries import QueryError, row_of
+from serving.current import Current
+from serving.judgment_routes import judging
 from serving.store import Store
-from serving.wire import REFUSALS, BundleId, DocId
+from serving.wire import REFUSALS
 
 _UNSHOWN = ("canaries",)
 _LISTED = 100
 _EXAMPLES, _EXAMPLE_HISTORY = 6, 5
-_THUMBS = {"up": 2, "down": 0}
 
 bundles = APIRouter(responses=REFUSALS)
+bundles.include_router(judging)
 
 
 class RefusalReply(BaseModel):
@@ -101,6 +98,18 @@ class IndexReply(BaseModel):
     curve: CurveReply | None = Field(None, description="what it was chosen from, where it was measured")
 
 
+class UpdateReply(BaseModel):
+    """How an updated bundle came about; its evaluation is that of the bundle that was exported."""
+
+    parent: str = Field(description="the bundle that was updated")
+    exported: str = Field(description="the bundle of the training, which the evaluation was measured on")
+    added: int = Field(description="documents since the parent")
+    updated: int = Field(description="documents since the parent")
+    deleted: int = Field(description="documents since the parent")
+    changes: int | None = Field(None, description="documents changed since the evaluation, where it is known")
+    note: str = Field(description="what the evaluation is of, in words")
+
+
 class ListedBundle(BaseModel):
     """One bundle of the store; a damaged one has only its id and its damage."""
 
@@ -115,7 +124,12 @@ class ListedBundle(BaseModel):
     query_inputs: list[str] | None = None
     data_window: dict[str, str | None] | None = None
     evaluation: list[dict[str, Any]] | None = Field(
-        None, description="its evaluation over all test queries: system, metric, value, low, high, n"
+        None,
+        description="its evaluation over all test queries: system, metric, value, low, high, n; of a bundle "
+        "with an `update`, that of the bundle it was made from",
+    )
+    update: UpdateReply | None = Field(
+        None, description="set where documents were changed after the training"
     )
     index: IndexReply | None = None
     run: RunReply | None = None
@@ -127,51 +141,6 @@ class BundlesReply(BaseModel):
     champion: str | None = Field(description="the bundle that the store's pointer names")
     served: str = Field(description="the bundle that this server answers with")
     bundles: list[ListedBundle]
-
-
-class JudgmentRequest(BaseModel):
-    """What somebody thinks of a document for a query: a grade, or a thumb."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"query": "red running shoes", "doc_id": "B07XYZ", "grade": 3},
-                {"query": "red running shoes", "doc_id": "B07XYZ", "thumb": "down"},
-            ]
-        },
-    )
-
-    query: StrictStr = Field(description="the query's text")
-    doc_id: DocId = Field(description="the document; one of the bundle")
-    bundle_id: BundleId | None = Field(None, description="another bundle of the store than the champion")
-    grade: StrictInt | None = Field(None, description="from 0, not relevant, to 3, perfect")
-    thumb: Literal["up", "down"] | None = Field(None, description="up is grade 2, down is grade 0")
-
-
-class JudgmentReply(BaseModel):
-    """A judgment that is on disk."""
-
-    query_id: str = Field(description="the query's id in the file of judgments")
-    query: str = Field(description="the query's text, normalised")
-    doc_id: str
-    grade: int
-    judged: int = Field(description="pairs of query and document that are judged now")
-
-
-class GradeReply(BaseModel):
-    """A document's grade."""
-
-    doc_id: str
-    grade: int
-
-
-class JudgmentsReply(BaseModel):
-    """The judgments of one query, the latest last."""
-
-    query_id: str
-    query: str
-    judgments: list[GradeReply]
 
 
 @bundles.get("/v1/bundle")
@@ -216,44 +185,6 @@ def bundle_list(
     return BundlesReply(champion=champion_id, served=serving, bundles=entries)
 
 
-@bundles.post("/v1/judgments")
-async def judge(request: Request, body: JudgmentRequest, current: Current) -> JudgmentReply:
-    """Keep a judgment in the store, as TREC qrels that `twotower evaluate --qrels` reads."""
-    retriever = await retriever_of(request, current, body.bundle_id)
-    text = _judged_text(body.query, retriever.limits.max_text)
-    row_of(body.doc_id, retriever.bundle)
-    if (body.grade is None) == (body.thumb is None):
-        raise QueryError("invalid_grade", "give either a grade or a thumb")
-    grade = _THUMBS[body.thumb] if body.thumb is not None else body.grade
-    if grade is None or not GRADES[0] <= grade <= GRADES[1]:
-        raise QueryError("invalid_grade", f"grade = {grade}; it must be from {GRADES[0]} to {GRADES[1]}")
-    try:
-        judged = await anyio.to_thread.run_sync(_judgments(request).judge, text, body.doc_id, grade)
-    except ValueError as error:
-        raise QueryError("invalid_judgment", str(error)) from None
-    except ArtifactError as error:
-        raise UnwritableError(str(error)) from None
-    return JudgmentReply(
-        query_id=query_id_of(text), query=text, doc_id=body.doc_id, grade=grade, judged=judged
-    )
-
-
-@bundles.get("/v1/judgments")
-def judgments(
-    request: Request,
-    current: Current,
-    query: Annotated[str, Query(description="the query's text")],
-) -> JudgmentsReply:
-    """Return the judgments of a query."""
-    text = _judged_text(query, current.retriever.limits.max_text)
-    try:
-        kept = _judgments(request).of_query(text)
-    except ArtifactError as error:
-        raise UnwritableError(str(error)) from None
-    grades = [GradeReply(doc_id=one.doc_id, grade=one.grade) for one in kept]
-    return JudgmentsReply(query_id=query_id_of(text), query=text, judgments=grades)
-
-
 def _examples(opened: Bundle) -> list[ExampleReply]:
     """Return the canaries' queries: real ones of the log, or titles where the log has few."""
     examples = []
@@ -267,31 +198,6 @@ def _examples(opened: Bundle) -> list[ExampleReply]:
             named = [ExampleTitle(doc_id=one, title=str(titles.iat[opened.rows[one]])) for one in known]
             examples.append(ExampleReply(history=named))
     return examples[:_EXAMPLES]
-
-
-class UnwritableError(QueryError):
-    """The store's judgments cannot be read or written."""
-
-    status = 503
-
-    def __init__(self, message: str) -> None:
-        super().__init__("judgments_unavailable", message)
-
-
-def _judged_text(query: str, most: int) -> str:
-    if len(query) > most:
-        raise QueryError(
-            "query_too_long", f"the query has {len(query)} characters; at most {most} are allowed"
-        )
-    text = normalise(query)
-    if not text:
-        raise QueryError("empty_query", "the query has no visible character; type a word")
-    return text
-
-
-def _judgments(request: Request) -> Judgments:
-    store: Store = request.app.state.follower.store
-    return Judgments(store.root)
 
 
 def _page(request: Request, run: dict[str, str]) -> str | None:

@@ -7,9 +7,10 @@ import pytest
 
 from features.qrels import QrelsConfig, read_qrels
 from serving.api import ServeConfig
-from serving.bundle_list import page_of
+from serving.bundle_list import listed, page_of
 from serving.judgments import Judgments
 from serving.store import Store
+from serving.update import Changes, UpdateConfig, update
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,55 @@ def test_a_damaged_bundle_is_listed_as_such(http, root):
         entry = next(e for e in http.get("/v1/bundles").json()["bundles"] if e["bundle_id"] == other)
         assert "manifest" in entry["damage"]
     manifest.write_bytes(sound)
+
+
+def test_the_evaluation_of_an_updated_bundle_is_said_to_be_of_the_trained_one(http, root):
+    store = Store(root)
+    trained = store.champion().bundle_id
+    first = update(store.bundle_path(trained), store.bundles, Changes(deleted=["d02"]), UpdateConfig())
+    second = update(first.path, store.bundles, Changes(deleted=["d03", "d04"]), UpdateConfig())
+    entries = {entry["bundle_id"]: entry for entry in http.get("/v1/bundles").json()["bundles"]}
+    assert "update" not in entries[trained]
+    assert entries[first.path.name]["update"] == {
+        "parent": trained,
+        "exported": trained,
+        "added": 0,
+        "updated": 0,
+        "deleted": 1,
+        "changes": 1,
+        "note": f"measured on bundle {trained}, before 1 change of documents",
+    }
+    told = entries[second.path.name]["update"]
+    assert (told["parent"], told["exported"], told["changes"]) == (first.path.name, trained, 3)
+    assert told["note"] == f"measured on bundle {trained}, before 3 changes of documents"
+    for path in (first.path, second.path):
+        shutil.move(path, root / path.name)
+
+
+def test_changes_are_not_counted_past_a_bundle_that_is_gone(root, tmp_path):
+    trained = Store(root).champion().bundle_id
+    bundles = tmp_path / "bundles"
+    shutil.copytree(root / "bundles" / trained, bundles / trained)
+    first = update(bundles / trained, bundles, Changes(deleted=["d02"]), UpdateConfig())
+    second = update(first.path, bundles, Changes(deleted=["d03"]), UpdateConfig())
+    shutil.rmtree(first.path)
+    told = next(one["update"] for one in listed(Store(tmp_path), 9) if one["bundle_id"] == second.path.name)
+    assert told["changes"] is None
+    assert told["note"] == f"measured on bundle {trained}, before changes of documents"
+
+
+def test_whoever_may_judge_is_told_so(http):
+    asked = http.options("/v1/judgments")
+    assert (asked.status_code, asked.headers["allow"]) == (204, "GET, OPTIONS, POST")
+
+
+def test_a_key_that_may_only_read_is_told_that_it_may_not_judge(root, make, monkeypatch):
+    monkeypatch.setenv("TWOTOWER_READ_KEY", "read-key-of-the-test-0123456789abcdef")
+    with make.server(root) as client:
+        make.wait_until(lambda: client.get("/readyz").status_code == 200)
+        shown = {"authorization": "Bearer read-key-of-the-test-0123456789abcdef"}
+        assert refusal(client.options("/v1/judgments", headers=shown), 403) == "forbidden"
+        assert refusal(client.options("/v1/judgments"), 401) == "unauthorized"
 
 
 @pytest.mark.parametrize(
