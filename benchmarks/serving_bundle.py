@@ -29,7 +29,7 @@ from features.lexical import LexicalIndex
 from serving.build import IndexConfig
 from serving.bundle import ID_LENGTH, KIND, Bundle
 from serving.choose import choose
-from serving.encode import QueryEncoder, query_frame_of
+from serving.encode import QueryEncoder, columns_of
 from serving.filters import Catalogue
 from serving.index import read
 from serving.onnx import FILE, OnnxQueries, write_graph
@@ -158,15 +158,15 @@ def _towers(kind: Kind, sample: pd.DataFrame) -> TwoTower:
         architecture = Architecture(layers=4, hidden=256, heads=4, intermediate=1024)
         text = TextTowerConfig(architecture=architecture)
         config = TowersConfig(dimension=DIMENSION, query=text, document=text)
-    queries = query_frame_of([Query(text) for text in texts(1_000, seed=2)])
+    queries = pd.DataFrame(columns_of([Query(text) for text in texts(1_000, seed=2)]))
     return build_two_tower(config, sample, queries).eval()
 
 
 def _by_torch(towers: TwoTower) -> Encode:
     def encode(asked: list[str]) -> Vectors:
         with torch.inference_mode():
-            frame = query_frame_of([Query(text) for text in asked])
-            vectors: Vectors = towers.encode_queries(towers.prepare_queries(frame)).numpy()
+            columns = columns_of([Query(text) for text in asked])
+            vectors: Vectors = towers.encode_queries(towers.prepare_queries(columns)).numpy()
             return vectors
 
     return encode

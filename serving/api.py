@@ -7,8 +7,10 @@ in the workers of `serving.batching`, other work in a thread pool; `/livez` neve
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +19,8 @@ import anyio.to_thread
 import torch
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
-from pydantic import Field
+from fastapi.telemetry import TelemetryConfig
+from pydantic import Field, ValidationInfo, field_validator
 
 from features.config import Config
 from features.errors import ConfigError
@@ -32,16 +35,20 @@ from serving.keys import Keys, KeysConfig, require_loopback_or_keys
 from serving.metrics import Metrics
 from serving.observed import Observed
 from serving.operations import operations
+from serving.processes import supervise
 from serving.query_log import QueryLog, QueryLogConfig
 from serving.rates import Rates, RatesConfig
 from serving.retriever import QueryLimits
 from serving.routes import PAGE, router
 from serving.server import SWITCH_SECONDS, DrainConfig, build_server, spare_collector
 from serving.shelf import Shelf
+from serving.siblings import Siblings
 from serving.signing import read_public_key
 from serving.store import Store
 
 log = logging.getLogger(__name__)
+
+_NO_TELEMETRY: TelemetryConfig = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
 
 
 class ServeConfig(Config):
@@ -53,6 +60,14 @@ class ServeConfig(Config):
     port: int = Field(8080, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="where the index is searched")
     poll_seconds: float = Field(1.0, gt=0, le=3_600, description="time between two looks at the champion")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="server processes behind the port; each holds the bundle, and memory is so many times "
+        "that of one. Threads, batches, the cache of query vectors and the bounds of `admission` and "
+        "`batching` are per process; `rates` need one process",
+    )
     concurrency: int = Field(4, ge=1, le=256, description="other requests than searches that work at once")
     threads: int = Field(1, ge=1, le=256, description="torch threads that one batch of searches uses")
     batching: BatchingConfig = Field(default_factory=BatchingConfig, description="searches put together")
@@ -75,6 +90,16 @@ class ServeConfig(Config):
         default_factory=QueryLogConfig, description="what was asked and shown, for later training"
     )
     limits: QueryLimits = Field(default_factory=QueryLimits, description="largest query that is answered")
+
+    @field_validator("rates")
+    @classmethod
+    def _counted_in_one_place(cls, rates: RatesConfig, info: ValidationInfo) -> RatesConfig:
+        if info.data.get("processes", 1) > 1 and (rates.per_key or rates.per_address):
+            raise ValueError(
+                "rates are counted in each process, so several would let through more than they say; "
+                "set processes: 1, or limit rates in the proxy and set none here"
+            )
+        return rates
 
 
 def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
@@ -111,11 +136,13 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
         version="1",
         docs_url=None,
         redoc_url=None,
+        telemetry=_NO_TELEMETRY,
         lifespan=lifespan,
     )
     app.state.follower, app.state.batcher = follower, batcher
     app.state.shelf = Shelf(follower.store, settings.limits, settings.device)
     app.state.mlflow = settings.mlflow
+    app.state.siblings = None
     app.state.metrics, app.state.admission, app.state.query_log = metrics, admission, query_log
     refusals.install(app, metrics)
     rules = Rules(settings.caps, Keys.read(settings.keys), Rates(settings.rates), admission, metrics)
@@ -129,14 +156,20 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
     return app
 
 
-def serve(store: Path, config: ServeConfig) -> None:
+def serve(store: Path, config: ServeConfig, set_up: Callable[[], None] | None = None) -> None:
     """Serve until interrupted.
 
+    Args:
+        store: The store's folder.
+        config: Where to listen and what to accept.
+        set_up: Called first in every process that this one starts, to do there what was done here, such as
+            configuring logging; must be picklable.
+
     Raises:
-        ConfigError: If the address is not loopback and there is no key, or it cannot be taken.
+        ConfigError: If the address is not loopback and there is no key, it cannot be taken, or a process
+            could not start.
     """
     require_loopback_or_keys(config.host, Keys.read(config.keys))
-    torch.set_num_threads(config.threads)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         listener = socket.create_server((config.host, config.port), family=family)
@@ -148,8 +181,48 @@ def serve(store: Path, config: ServeConfig) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         log.info("page http://%s:%d/ · API documentation http://%s:%d/docs", shown, port, shown, port)
-        app = create_app(store, config)
-        app.state.follower.after_swap = spare_collector
-        server = build_server(app, config.drain, config.trusted_proxies)
-        sys.setswitchinterval(SWITCH_SECONDS)
-        server.run(sockets=[listener])
+        if config.processes == 1:
+            _answer(store, config, listener)
+        else:
+            work = partial(_answer_beside, store, config, listener, set_up)
+            supervise(config.processes, work, listener, config.drain.finish_seconds)
+
+
+def _answer_beside(
+    store: Path,
+    config: ServeConfig,
+    listener: socket.socket,
+    set_up: Callable[[], None] | None,
+    siblings: Siblings,
+) -> None:
+    """Answer as one of several processes."""
+    if set_up is not None:
+        set_up()
+    _answer(store, config, listener, siblings)
+
+
+def _answer(
+    store: Path, config: ServeConfig, listener: socket.socket, siblings: Siblings | None = None
+) -> None:
+    """Answer what comes to the listener until told to end."""
+    torch.set_num_threads(config.threads)
+    app = create_app(store, config)
+    app.state.siblings = siblings
+    app.state.follower.after_swap = spare_collector
+    if siblings is not None:
+        _load_first(app.state.follower, siblings, config.poll_seconds)
+    server = build_server(app, config.drain, config.trusted_proxies)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    server.run(sockets=[listener])
+
+
+def _load_first(follower: Follower, siblings: Siblings, poll_seconds: float) -> None:
+    """Return when a bundle can answer, or when it cannot but no sibling takes requests either."""
+    while True:
+        try:
+            follower.check()
+        except Exception:  # as in the follower's thread, which goes on from here
+            log.exception("looking at the champion failed; trying again")
+        if follower.served is not None or siblings.is_alone():
+            return
+        time.sleep(poll_seconds)

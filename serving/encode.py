@@ -5,7 +5,8 @@ Shapes: N documents, B queries, D embedding.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -102,12 +103,11 @@ class QueryEncoder:
             starts = range(0, len(texts), _BATCH_ROWS)
             parts = [self._graph.encode(texts[start : start + _BATCH_ROWS]) for start in starts]
             return _usable_queries(np.concatenate(parts))
-        frame = query_frame_of(queries)
-        if len(queries) > _BATCH_ROWS:
-            return encode_queries(self._towers, frame)
+        device = next(self._towers.parameters()).device
         with torch.inference_mode():
-            features = self._towers.prepare_queries(frame).to(next(self._towers.parameters()).device)
-            return _usable_queries(self._towers.encode_queries(features).cpu().numpy())
+            features = self._towers.prepare_queries(columns_of(queries)).to(device)
+            encoded = torch.cat([self._towers.encode_queries(part) for part in _parts(features)])
+            return _usable_queries(encoded.cpu().numpy())
 
     def _recall(self, query: Query) -> Vectors | None:
         with self._lock:
@@ -127,14 +127,19 @@ class QueryEncoder:
                 self._kept.popitem(last=False)
 
 
-def query_frame_of(queries: Sequence[Query]) -> pd.DataFrame:
-    """Return queries as the frame that query towers read."""
-    columns = {
+def columns_of(queries: Sequence[Query]) -> dict[str, list[Any]]:
+    """Return queries as the columns that query towers read."""
+    return {
         "query_text": [query.text for query in queries],
-        "history": [list(query.history) for query in queries],
+        "history": [query.history for query in queries],
         "user_id": [query.user_id for query in queries],
     }
-    return pd.DataFrame(columns, dtype=object)
+
+
+def _parts(features: Features) -> Iterable[Features]:
+    if len(features) <= _BATCH_ROWS:
+        return [features]
+    return (features.take(rows) for rows in torch.split(torch.arange(len(features)), _BATCH_ROWS))
 
 
 def _usable_queries(vectors: Vectors) -> Vectors:

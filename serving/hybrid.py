@@ -45,5 +45,5 @@ def without(ranking: Neighbours, left_out: Collection[int], depth: int) -> Neigh
     if left_out:
         kept &= ~np.isin(ranking.rows, list(left_out))
     if kept.all():
-        return Neighbours(ranking.rows[:depth], ranking.scores[:depth])
+        return ranking if len(kept) <= depth else Neighbours(ranking.rows[:depth], ranking.scores[:depth])
     return Neighbours(ranking.rows[kept][:depth], ranking.scores[kept][:depth])

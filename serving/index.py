@@ -178,7 +178,7 @@ class Index:
             found = self._among(checked_BD, min(k, allowed.count), allowed)
         else:
             return [Neighbours(self._row_of_place[:0], checked_BD[0, :0]) for _ in checked_BD]
-        return [self._neighbours(rows, scores) for scores, rows in zip(*found, strict=True)]
+        return self._neighbours(*found)
 
     def vectors(self, rows: Rows) -> Vectors:
         """Return (n, D) vectors of catalogue rows as the index holds them, rounded where it stores codes.
@@ -275,7 +275,12 @@ class Index:
     def _selects(self) -> bool:
         return can_select(self._host)
 
-    def _neighbours(self, rows: Rows, scores: Vectors) -> Neighbours:
+    def _neighbours(self, scores_BK: Vectors, rows_BK: Rows) -> list[Neighbours]:
+        if (rows_BK >= 0).all() and (scores_BK[:, 1:] < scores_BK[:, :-1]).all():  # k found each, no ties
+            return list(map(Neighbours, self._place_of_row[rows_BK], scores_BK))
+        return [self._ordered(scores, rows) for scores, rows in zip(scores_BK, rows_BK, strict=True)]
+
+    def _ordered(self, scores: Vectors, rows: Rows) -> Neighbours:
         kept = rows >= 0  # faiss pads with -1 where it found fewer than k
         places, scores = self._place_of_row[rows[kept]], scores[kept]
         order = np.lexsort((places, -scores))

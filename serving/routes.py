@@ -175,7 +175,7 @@ def _words(retriever: Retriever, body: QueryBody) -> str:
 async def _hits(retriever: Retriever, answer: Answer, words: str | None) -> list[HitReply]:
     """Return the hits, with their documents where `words` (the query's, for matched terms) is given."""
     if words is None:
-        return [HitReply(rank=hit.rank, doc_id=hit.doc_id, score=hit.score) for hit in answer.hits]
+        return [HitReply(rank, doc_id, score) for doc_id, score, rank in answer.hits]
     return await anyio.to_thread.run_sync(_shown, retriever, answer, words)
 
 

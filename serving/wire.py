@@ -1,5 +1,6 @@
 """The JSON of searches: what is asked, what is answered, and the one shape of an error."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SkipValidation, StrictBool, StrictInt, StrictStr
@@ -93,19 +94,23 @@ class DocumentReply(BaseModel):
     fields: dict[str, Any] = Field(description="the catalogue's further columns that are not empty")
 
 
-class HitReply(BaseModel):
+@dataclass(slots=True)
+class HitReply:
     """One found document."""
 
-    rank: int = Field(description="from 1")
+    rank: Annotated[int, Field(description="from 1")]
     doc_id: str
-    score: float = Field(description="the bundle's similarity, the BM25 score, or the fused score")
-    title: str | None = Field(None, description="only with_documents")
-    text: str | None = Field(None, description="its beginning; only with_documents")
-    image: str | None = Field(None, description="address of its picture; only with_documents")
-    fields: dict[str, Any] | None = Field(None, description="its further columns; only with_documents")
-    matched_terms: list[str] | None = Field(
-        None, description="words of the query that the document has; only with_documents"
-    )
+    score: Annotated[float, Field(description="the bundle's similarity, the BM25 score, or the fused score")]
+    title: Annotated[str | None, Field(description="only with_documents")] = None
+    text: Annotated[str | None, Field(description="its beginning; only with_documents")] = None
+    image: Annotated[str | None, Field(description="address of its picture; only with_documents")] = None
+    fields: Annotated[
+        dict[str, Any] | None, Field(description="its further columns; only with_documents")
+    ] = None
+    matched_terms: Annotated[
+        list[str] | None,
+        Field(description="words of the query that the document has; only with_documents"),
+    ] = None
 
 
 class Timings(BaseModel):

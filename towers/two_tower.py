@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from features.artifact import write_json
 from features.config import Config
 from towers.batch import Features
-from towers.encoders.encoder import Encoder, Side, texts_of
+from towers.encoders.encoder import Encoder, Side, Table, texts_of
 from towers.encoders.features import FeatureEncoder
 from towers.encoders.fitted import fit
 from towers.encoders.hashing import TextInput
@@ -127,7 +127,7 @@ class TwoTower(nn.Module):
         low, high = map(math.log, TEMPERATURE_RANGE)
         return torch.exp(low + (high - low) * torch.sigmoid(self._free_temperature))
 
-    def prepare_queries(self, frame: pd.DataFrame) -> Features:
+    def prepare_queries(self, frame: Table) -> Features:
         """Turn rows of a query frame into inputs on the CPU; see `Encoder.prepare`."""
         return self.query.prepare(frame)
 

@@ -14,7 +14,7 @@ from features.errors import BundleError, ConfigError
 from features.text import normalise
 from serving.build import IndexConfig
 from serving.bundle import load, load_towers, open_query_encoder
-from serving.encode import QueryEncoder, encode_documents, encode_queries, query_frame_of
+from serving.encode import QueryEncoder, columns_of, encode_documents, encode_queries
 from serving.export import export
 from serving.graph_choice import Judged, choose_form
 from serving.onnx import write_graph
@@ -51,7 +51,7 @@ def judged(towers: TwoTower, make: SimpleNamespace, queries: int) -> Judged:
     documents = make.catalogue()
     document_ND = encode_documents(towers, documents)
     texts = [f"{documents['title'].iat[row % len(documents)]} {row}" for row in range(queries)]
-    query_QD = encode_queries(towers, query_frame_of([Query(text) for text in texts]))
+    query_QD = encode_queries(towers, pd.DataFrame(columns_of([Query(text) for text in texts])))
     best = np.argsort(-(query_QD @ document_ND.T), axis=1, kind="stable")[:, :10]
     doc_ids = documents["doc_id"].tolist()
     relevant = [[doc_ids[row] for row in rows] for rows in best]
@@ -69,7 +69,7 @@ def test_a_graph_gives_the_towers_vectors_whatever_the_lengths(
     assert (graph.note, QueryEncoder(towers).note) == ("ONNX", "torch")
     for texts in (TEXTS, TEXTS[:1], TEXTS[2:3]):
         asked = [Query(text) for text in texts]
-        expected = encode_queries(towers, query_frame_of(asked))
+        expected = encode_queries(towers, pd.DataFrame(columns_of(asked)))
         np.testing.assert_allclose(graph.encode(asked), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -8,14 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from features.config import Config
 from towers.batch import Features, Ragged
-from towers.encoders.encoder import Side, column_of, strings_of, texts_of
+from towers.encoders.encoder import Side, Table, column_of, strings_of, texts_of
 from towers.encoders.hashing import TextInput, hash_texts
 from towers.encoders.numbers import NumberInput, Scale, standardised
 from towers.encoders.tables import BagTable, TextTable
@@ -61,7 +60,7 @@ class Block(ABC):
     width: int
 
     @abstractmethod
-    def prepare(self, frame: pd.DataFrame) -> Features:
+    def prepare(self, frame: Table) -> Features:
         """Return what the block reads of N rows."""
 
     @abstractmethod
@@ -79,7 +78,7 @@ class TextBlock(Block):
         self.width = config.width
         self._side = side
 
-    def prepare(self, frame: pd.DataFrame) -> Features:
+    def prepare(self, frame: Table) -> Features:
         """Hash the query's text, or the document's title and text."""
         fields: list[tuple[list[str], float]]
         if self._side is Side.QUERY:
@@ -110,7 +109,7 @@ class BagBlock(Block):
         self._vocabulary = vocabulary
         self._for_missing = [""] if isinstance(config, IdInput) else []  # no known id is empty
 
-    def prepare(self, frame: pd.DataFrame) -> Features:
+    def prepare(self, frame: Table) -> Features:
         """Look the column's strings up."""
         lists = [values or self._for_missing for values in lists_of(column_of(frame, self._column))]
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
@@ -135,7 +134,7 @@ class NumbersBlock(Block):
         self.width = 2 * len(numbers)
         self._numbers = numbers
 
-    def prepare(self, frame: pd.DataFrame) -> Features:
+    def prepare(self, frame: Table) -> Features:
         """Standardise the columns."""
         return Features({self.name: standardised(frame, self._numbers)})
 
@@ -167,7 +166,7 @@ class HistoryBlock(Block):
         self._blocks = blocks
         self._length, self._decay = newest
 
-    def prepare(self, frame: pd.DataFrame) -> Features:
+    def prepare(self, frame: Table) -> Features:
         """Look the newest documents up; weights sum to 1 in each row that has any."""
         lists = [history[-self._length :] for history in lists_of(column_of(frame, "history"))]
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))

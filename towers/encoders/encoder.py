@@ -1,6 +1,7 @@
 """What every encoder is: prepared inputs in, one vector a row out; saved as a directory that stands alone."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from features.errors import ConfigError
 from features.text import document_text
 from towers.batch import Features
+
+Table = pd.DataFrame | Mapping[str, Sequence[Any]]
+"""Rows of a query or document frame, or its columns alone: to encode a query takes less than to make a frame."""
 
 
 class Side(StrEnum):
@@ -31,7 +35,7 @@ class Encoder(nn.Module, ABC):
     dimension: int
 
     @abstractmethod
-    def prepare(self, frame: pd.DataFrame) -> Features:
+    def prepare(self, frame: Table) -> Features:
         """Turn N rows of a query or document frame into inputs on the CPU; row by row independent.
 
         Raises:
@@ -53,24 +57,25 @@ class Encoder(nn.Module, ABC):
         """Read what `save` wrote, in evaluation mode, with bit-identical weights."""
 
 
-def column_of(frame: pd.DataFrame, name: str) -> "pd.Series[Any]":
-    """Return a column of a frame.
+def column_of(frame: Table, name: str) -> Iterable[Any]:
+    """Return a column.
 
     Raises:
         ConfigError: If the frame has no such column; the message names those it has.
     """
-    if name not in frame.columns:
-        available = ", ".join(sorted(map(str, frame.columns)))
+    if name not in frame:
+        available = ", ".join(sorted(map(str, frame)))
         raise ConfigError(f"the towers read a column {name!r} that is not there; there are: {available}")
-    return frame[name]
+    column: Iterable[Any] = frame[name]
+    return column
 
 
-def strings_of(frame: pd.DataFrame, name: str) -> list[str]:
+def strings_of(frame: Table, name: str) -> list[str]:
     """Return a column as strings; a missing value is empty."""
     return ["" if is_missing(value) else str(value) for value in column_of(frame, name)]
 
 
-def texts_of(frame: pd.DataFrame, side: Side) -> list[str]:
+def texts_of(frame: Table, side: Side) -> list[str]:
     """Return the one text of each row: the query's text, or the document's by the text template."""
     if side is Side.QUERY:
         return strings_of(frame, "query_text")

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-import pandas as pd
 import torch
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from features.config import Config
 from features.errors import ConfigError
 from towers.batch import Features, Ragged
 from towers.encoders.blocks import Block, HistoryBlock, NumbersBlock, TextBlock, bag_name, merge
-from towers.encoders.encoder import Encoder, Side
+from towers.encoders.encoder import Encoder, Side, Table
 from towers.encoders.fitted import Fitted, bags_of, history_blocks, row_blocks
 from towers.encoders.hashing import TextInput
 from towers.encoders.inputs import FeatureTowerConfig, RowInputs
@@ -108,7 +107,7 @@ class FeatureEncoder(Encoder):
         if config.constant:
             self.constant = nn.Parameter(torch.ones(1))
 
-    def prepare(self, frame: pd.DataFrame) -> Features:
+    def prepare(self, frame: Table) -> Features:
         """Turn N rows of a frame into inputs on the CPU; see `Encoder.prepare`."""
         blocks = self._blocks if self._popularity is None else [*self._blocks, self._popularity]
         return merge([block.prepare(frame) for block in blocks])
@@ -139,7 +138,7 @@ class FeatureEncoder(Encoder):
         history = self.config.history
         return self.config.text or (None if history is None else history.text)
 
-    def texts(self, frame: pd.DataFrame) -> list[Ragged]:
+    def texts(self, frame: Table) -> list[Ragged]:
         """Return the hashed words of the frame's rows and of a history's documents, where they are read."""
         found = [
             block.prepare(frame).ragged["text"] for block in self._blocks if isinstance(block, TextBlock)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import Field, model_validator
 
@@ -91,8 +90,9 @@ def hash_texts(fields: Sequence[tuple[Sequence[str], float]], config: TextInput)
 
 
 def _merge(read: list[str], counts: np.ndarray, lengths: np.ndarray, config: TextInput) -> Ragged:
-    codes, distinct = pd.factorize(np.asarray(read, dtype=object))
-    pieces = [_pieces(word, _plan(config)) for word in distinct]
+    known: dict[str, int] = {}
+    codes = np.fromiter((known.setdefault(word, len(known)) for word in read), np.int64, len(read))
+    pieces = [_pieces(word, _plan(config)) for word in known]
     sizes = np.fromiter((len(piece) for piece in pieces), np.int64, len(pieces))
     starts = np.concatenate([[0], sizes.cumsum()])
     flat = np.concatenate([*pieces, np.empty(0, np.int64)])

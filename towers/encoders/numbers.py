@@ -11,7 +11,7 @@ from torch import Tensor
 
 from features.config import Config
 from features.errors import SchemaError
-from towers.encoders.encoder import column_of, is_missing
+from towers.encoders.encoder import Table, column_of, is_missing
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _LOGIT_EDGE = 1e-4  # shares nearer to 0 or 1 than this count as this near
@@ -54,7 +54,7 @@ class Scale(Config):
     deviation: float = Field(gt=0)
 
 
-def fit_scale(frame: pd.DataFrame, config: NumberInput) -> Scale:
+def fit_scale(frame: Table, config: NumberInput) -> Scale:
     """Return mean and deviation of a column; a constant or empty column has deviation 1."""
     values = _transformed(frame, config)
     present = values[~np.isnan(values)]
@@ -64,7 +64,7 @@ def fit_scale(frame: pd.DataFrame, config: NumberInput) -> Scale:
     return Scale(mean=float(present.mean()), deviation=deviation if deviation > 1e-12 else 1.0)
 
 
-def standardised(frame: pd.DataFrame, numbers: tuple[tuple[NumberInput, Scale], ...]) -> Tensor:
+def standardised(frame: Table, numbers: tuple[tuple[NumberInput, Scale], ...]) -> Tensor:
     """Return (N, 2K) float32: K standardised columns, then K indicators that are 1 where a value is missing.
 
     A missing value is 0 after standardising. Values beyond 10 deviations count as 10.
@@ -84,7 +84,7 @@ def standardised(frame: pd.DataFrame, numbers: tuple[tuple[NumberInput, Scale], 
     )
 
 
-def _transformed(frame: pd.DataFrame, config: NumberInput) -> np.ndarray:
+def _transformed(frame: Table, config: NumberInput) -> np.ndarray:
     values = _floats(frame, config.column)
     _refuse(frame, config.column, np.abs(values) > _FLOAT32_MAX, "numbers must be finite and fit in float32")
     if config.transform is Transform.LOG1P:
@@ -96,8 +96,8 @@ def _transformed(frame: pd.DataFrame, config: NumberInput) -> np.ndarray:
     return values
 
 
-def _floats(frame: pd.DataFrame, name: str) -> np.ndarray:
-    column = column_of(frame, name)
+def _floats(frame: Table, name: str) -> np.ndarray:
+    column = pd.Series(column_of(frame, name))
     if pd.api.types.is_numeric_dtype(column.dtype):
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     values = np.full(len(column), np.nan)
@@ -114,10 +114,10 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, str | bytes) and hasattr(value, "__float__")
 
 
-def _refuse(frame: pd.DataFrame, name: str, wrong: np.ndarray, rule: str) -> None:
+def _refuse(frame: Table, name: str, wrong: np.ndarray, rule: str) -> None:
     if not wrong.any():
         return
     row = int(np.argmax(wrong))
-    value = frame[name].iloc[row]
-    where = f"document {frame['doc_id'].iloc[row]!r}" if "doc_id" in frame.columns else f"row {row}"
+    value = list(frame[name])[row]
+    where = f"document {list(frame['doc_id'])[row]!r}" if "doc_id" in frame else f"row {row}"
     raise SchemaError(f"column {name!r} of {where} holds {value}: {rule}; repair it or leave it empty")

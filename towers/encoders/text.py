@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import Field, model_validator
 from safetensors.torch import load
@@ -19,7 +18,7 @@ from features.artifact import write_json
 from features.config import Config
 from features.errors import ConfigError
 from towers.batch import Features, Ragged
-from towers.encoders.encoder import Encoder, Side, texts_of
+from towers.encoders.encoder import Encoder, Side, Table, texts_of
 from towers.encoders.hashing import MAX_CHARACTERS
 from towers.encoders.pooling import Pooling, pool
 from towers.encoders.sbert import DENSE, write_modules, write_settings
@@ -108,7 +107,7 @@ class TextEncoder(Encoder):
             )
         self.projector = nn.Linear(hidden, dimension) if config.projector else None
 
-    def prepare(self, frame: pd.DataFrame) -> Features:
+    def prepare(self, frame: Table) -> Features:
         """Tokenise the text of each row; a text without tokens becomes one unknown or padding token."""
         lists = self.tokenise(texts_of(frame, self.side))
         if not lists:

@@ -1,6 +1,6 @@
 """Strings with a row of their own, and one row for all others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def build_vocabulary(counts: dict[str, float], *, min_count: float, max_size: in
     return Vocabulary([value for _, value in kept[:max_size]])
 
 
-def lists_of(column: "pd.Series[Any]") -> list[list[str]]:
+def lists_of(column: Iterable[Any]) -> list[list[str]]:
     """Return each row of a string or list column as a list of strings; a missing value is an empty list."""
     return [_strings(value) for value in column]
 
