@@ -16,7 +16,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -56,11 +56,19 @@ def write_json(path: Path, value: object) -> None:
 
 
 class Artifact:
-    """A published directory and what its manifest says of it."""
+    """A published directory and what its manifest says of it.
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+    Args:
+        path: The directory.
+        manifest: What was read of its manifest.
+        fingerprint: SHA-256 of the manifest's bytes, from which `manifest` was parsed.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], fingerprint: str) -> None:
         self.path = path
         self.manifest = manifest
+        self.fingerprint = fingerprint
+        self._seen: dict[str, tuple[int, ...]] = {}
 
     @property
     def digest(self) -> str:
@@ -79,41 +87,74 @@ class Artifact:
         return content
 
     @classmethod
-    def read(cls, path: Path, kind: str | None = None, *, verify: bool = False) -> Self:
+    def read(
+        cls,
+        path: Path,
+        kind: str | None = None,
+        *,
+        verify: bool = False,
+        approve: Callable[[bytes], None] | None = None,
+    ) -> Self:
         """Open a published directory.
 
         Args:
             path: The artifact's directory.
             kind: What it must hold; `None` accepts any kind.
             verify: Whether to hash every file and compare; a size check alone is always made.
+            approve: Called with the manifest's bytes before anything in them is believed, such as to check
+                their signature; raises to refuse them. The bytes approved are the bytes parsed, since the
+                file may change between two readings.
 
         Raises:
             ArtifactError: If it is absent, unfinished, damaged or of another kind.
         """
-        manifest = _read_manifest(path)
+        text, seen = _manifest_bytes(path)
+        if approve is not None:
+            approve(text)
+        manifest = _parse_manifest(path, text)
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise ArtifactError(
                 f"{path} has schema version {manifest['schema_version']}; this release reads {SCHEMA_VERSION}"
             )
         if kind is not None and manifest["kind"] != kind:
             raise ArtifactError(f"{path} holds a {manifest['kind']!r}, not a {kind!r}")
-        if manifest["digest"] != _digest(manifest):
+        if manifest["digest"] != _digest_or_none(manifest):
             raise ArtifactError(
                 f"{path / MANIFEST} was changed after it was written; its digest does not match"
             )
-        artifact = cls(path, manifest)
+        artifact = cls(path, manifest, hashlib.sha256(text).hexdigest())
+        artifact._seen[MANIFEST] = seen
         artifact._check_files(hash_them=verify)
         return artifact
+
+    def check_unchanged(self) -> None:
+        """Assert that no file was written, replaced or moved since `read` looked at it.
+
+        What verified a file and what then used it are two readings of it; called after the last use, this
+        says that both read the same.
+
+        Raises:
+            ArtifactError: If one was.
+        """
+        try:
+            now = {name: _identity((self.path / name).lstat()) for name in self._seen}
+        except OSError:
+            now = {}
+        if now != self._seen:
+            raise ArtifactError(f"{self.path} was changed while it was being opened; open it again")
 
     def _check_files(self, *, hash_them: bool) -> None:
         found = _files_below(self.path)
         for name, recorded in self.manifest["files"].items():
-            size = found.pop(name, None)
-            if size is None:
+            status = found.pop(name, None)
+            if status is None:
                 raise ArtifactError(f"{self.path} lacks its file {name}")
+            self._seen[name] = _identity(status)
             file = self.path / name
-            if size != recorded["bytes"]:
-                raise ArtifactError(f"{file} has {size} bytes; its manifest says {recorded['bytes']}")
+            if status.st_size != recorded["bytes"]:
+                raise ArtifactError(
+                    f"{file} has {status.st_size} bytes; its manifest says {recorded['bytes']}"
+                )
             if hash_them and sha256_of_file(file) != recorded["sha256"]:
                 raise ArtifactError(f"{file} does not match the SHA-256 in its manifest")
         for name in found:
@@ -121,16 +162,23 @@ class Artifact:
                 raise ArtifactError(f"{self.path} has a file {name} that its manifest does not list; move it")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Return a manifest that has every field, each of its type, and only names of files below it."""
+def _manifest_bytes(path: Path) -> tuple[bytes, tuple[int, ...]]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        with (path / MANIFEST).open("rb") as file:
+            status = os.fstat(file.fileno())  # before reading: what changes from now on is told
+            return file.read(), _identity(status)
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
             f"{path} is not a finished artifact (no {MANIFEST}); run its stage again"
         ) from None
     except (IsADirectoryError, PermissionError) as error:
         raise ArtifactError(f"{path / MANIFEST} cannot be read: {error.strerror}") from None
+
+
+def _parse_manifest(path: Path, text: bytes) -> dict[str, Any]:
+    """Return a manifest that has every field, each of its type, and only names of files below it."""
+    try:
+        manifest = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of 5,000 digits
         raise ArtifactError(f"{path / MANIFEST} is damaged: {error}") from None
     if (
@@ -158,8 +206,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _files_below(path: Path) -> dict[str, int]:
-    """Return the size of every file below a directory by its name there.
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Return what changes when a file is written or replaced; no writer can set the last of it back."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _files_below(path: Path) -> dict[str, os.stat_result]:
+    """Return the status of every file below a directory by its name there.
 
     Raises:
         ArtifactError: If anything but files and directories is there, such as a link.
@@ -171,7 +224,7 @@ def _files_below(path: Path) -> dict[str, int]:
             status = entry.lstat()
             shown = entry.relative_to(path).as_posix()
             if stat.S_ISREG(status.st_mode):
-                found[shown] = status.st_size
+                found[shown] = status
             elif not stat.S_ISDIR(status.st_mode):
                 raise ArtifactError(f"{path} has {shown}, which is neither a file nor a folder; remove it")
     return found
@@ -224,6 +277,14 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in manifest.items() if key not in _VOLATILE}
     files = {name: file for name, file in manifest["files"].items() if not file.get("measured")}
     return digest_of({**kept, "content": content, "files": files})
+
+
+def _digest_or_none(manifest: Mapping[str, Any]) -> str | None:
+    """Return the digest, or None where what was read has none: half a character, or too deep a nesting."""
+    try:
+        return _digest(manifest)
+    except (UnicodeEncodeError, RecursionError):
+        return None
 
 
 def _replace_directory(staging: Path, path: Path) -> None:

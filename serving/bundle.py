@@ -14,6 +14,7 @@ answers.
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ import numpy as np
 import pandas as pd
 
 from features.artifact import Artifact
-from features.errors import ArtifactError, BundleError
+from features.errors import ArtifactError, BundleError, ConfigError
 from features.lexical import LexicalIndex
 from features.tables import DOCUMENTS
 from features.text import NORMALISER, document_text
 from serving import canary, signing, trial
+from serving.curve import JSON_NAME, PLOT_NAME
 from serving.devices import require_device
 from serving.encode import QueryEncoder
 from serving.filters import Catalogue
@@ -40,6 +42,9 @@ from towers.two_tower import TwoTower
 KIND = "bundle"
 ID_LENGTH = 16
 TOWERS = "two_tower"
+CURVE_FILES = frozenset({f"index/{JSON_NAME}", f"index/{PLOT_NAME}"})
+"""Timings, which are no part of a bundle's identity."""
+
 _EXECUTABLE = (".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npz")
 
 
@@ -102,8 +107,7 @@ def load(path: Path, device: str = "auto", trusted_keys: tuple[Path, ...] = ()) 
         ConfigError: If a GPU is required and there is none, or a key cannot be used.
     """
     require_device(device)
-    signing.check(path, trusted_keys)
-    opened = open_bundle(path, device)
+    opened = open_bundle(path, device, trusted_keys)
     artifact, documents = opened.artifact, opened.documents
     bundle_id = artifact.digest[:ID_LENGTH]
     if path.resolve().name != bundle_id:
@@ -140,14 +144,16 @@ class Opened:
     documents: pd.DataFrame
 
 
-def open_bundle(path: Path, device: str) -> Opened:
+def open_bundle(path: Path, device: str, trusted_keys: tuple[Path, ...] = ()) -> Opened:
     """Read and check every part of a bundle, whatever its directory is called.
 
     Raises:
-        BundleError: If a file is missing or damaged, parts disagree, or a canary answers differently.
+        BundleError: If a file is missing or damaged or changes meanwhile, parts disagree, a canary answers
+            differently, or no trusted key signed it.
+        ConfigError: If a key cannot be used.
     """
+    artifact = _read_artifact(path, trusted_keys)
     try:
-        artifact = Artifact.read(path, KIND, verify=True)
         content = artifact.content
         _check_kinds(artifact)
         if content["text_normaliser"] != NORMALISER:
@@ -166,6 +172,7 @@ def open_bundle(path: Path, device: str) -> Opened:
         rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
         canary.check_served(content["canaries"], encoder, index, doc_ids)
         canary.check_exact(content["canaries"], towers, documents, rows)
+        artifact.check_unchanged()
     except ArtifactError as error:
         raise BundleError(f"bundle {path.name} is refused: {error}") from None
     except MemoryError:
@@ -173,6 +180,19 @@ def open_bundle(path: Path, device: str) -> Opened:
     except Exception as error:  # whatever a library makes of parts that do not fit is damage
         raise BundleError(f"bundle {path.name} is refused: {_one_line(error)}") from error
     return Opened(artifact, towers, encoder, index, documents)
+
+
+def _read_artifact(path: Path, trusted_keys: tuple[Path, ...]) -> Artifact:
+    """Return what the manifest says, once its signature and every file's SHA-256 are right."""
+    try:
+        approve = partial(signing.check, path, trusted_keys)
+        return Artifact.read(path, KIND, verify=True, approve=approve)
+    except (BundleError, ConfigError, MemoryError):
+        raise
+    except ArtifactError as error:
+        raise BundleError(f"bundle {path.name} is refused: {error}") from None
+    except OSError as error:  # it cannot be read, or was pruned meanwhile
+        raise BundleError(f"bundle {path.name} is refused: {_one_line(error)}") from None
 
 
 def open_query_encoder(directory: Path, towers: TwoTower) -> QueryEncoder:
@@ -195,10 +215,12 @@ def _open_index(directory: Path, device: str, alive: list[bool]) -> SearchEngine
 
 
 def _check_kinds(artifact: Artifact) -> None:
-    """Assert that no file is code or a pickle, whatever a library would make of its name."""
-    for name in artifact.manifest["files"]:
+    """Assert that no file is code or a pickle, and that only timings are left out of the digest."""
+    for name, recorded in artifact.manifest["files"].items():
         if name.lower().endswith(_EXECUTABLE):
             raise BundleError(f"it holds {name}; code and pickles are no part of a bundle")
+        if recorded.get("measured") and name not in CURVE_FILES:
+            raise BundleError(f"its manifest leaves {name} out of the digest; export it again")
 
 
 def _check_agreement(

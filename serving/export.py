@@ -16,9 +16,8 @@ from features.errors import ArtifactError, BundleError
 from features.text import NORMALISER, TEXT_TEMPLATE
 from serving import canary
 from serving.build import IndexConfig
-from serving.bundle import ID_LENGTH, KIND, TOWERS, load_towers, open_bundle
+from serving.bundle import CURVE_FILES, ID_LENGTH, KIND, TOWERS, load_towers, open_bundle
 from serving.choose import Choice, choose, store_in_milvus
-from serving.curve import JSON_NAME, PLOT_NAME
 from serving.devices import describe_faiss
 from serving.encode import Progress, encode_documents, encode_queries
 from serving.graph_choice import Judged, choose_form
@@ -28,9 +27,6 @@ from serving.pruning import abandoned_in, remove
 from serving.tune import ann_recall
 from serving.vectors import Vectors
 from towers.two_tower import TwoTower
-
-CURVE_FILES = frozenset({f"index/{JSON_NAME}", f"index/{PLOT_NAME}"})
-"""Timings, which are no part of a bundle's identity."""
 
 
 def export(

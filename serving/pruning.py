@@ -148,8 +148,9 @@ def _kept(store: Store, keep: int, keep_days: float) -> dict[str, str]:
 
 
 def _is_whole(store: Store, bundle_id: str) -> bool:
+    """Return whether a rollback would take it: it, too, compares every byte."""
     try:
-        store.bundle(bundle_id)
+        store.bundle(bundle_id, verify=True)
     except BundleError:
         return False
     return True

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from features.artifact import MANIFEST, SIGNATURE
+from features.artifact import MANIFEST, SIGNATURE, Artifact
 from features.config import Config
 from features.errors import BundleError, ConfigError
 
@@ -39,11 +39,18 @@ class SignConfig(Config):
 def sign(bundle: Path, config: SignConfig) -> None:
     """Sign a published bundle; one that this key signed already stays as it is.
 
+    A manifest of another id than its directory's is not signed: it took the place of the one that was made.
+
     Raises:
         ConfigError: If the key cannot be used, or cryptography is not installed.
+        ArtifactError: If it is no bundle, or another one than its name says.
     """
     key = read_private_key(config.key)
-    signature = key.sign((bundle / MANIFEST).read_bytes())  # Ed25519 is deterministic
+    manifest: list[bytes] = []
+    artifact = Artifact.read(bundle, "bundle", approve=manifest.append)
+    if not artifact.digest.startswith(bundle.resolve().name):
+        raise BundleError(f"{bundle} holds another bundle than its name says; it is not signed")
+    signature = key.sign(manifest[0])  # Ed25519 is deterministic
     final = bundle / SIGNATURE
     if final.is_file() and final.read_bytes() == signature:
         return
@@ -55,8 +62,13 @@ def sign(bundle: Path, config: SignConfig) -> None:
     staging.replace(final)
 
 
-def check(bundle: Path, trusted_keys: Sequence[Path]) -> None:
+def check(bundle: Path, trusted_keys: Sequence[Path], manifest: bytes) -> None:
     """Assert that one of the keys signed a bundle's manifest, or that no key is asked for.
+
+    Args:
+        bundle: Where `manifest.sig` is.
+        trusted_keys: Public keys; none asks for no signature.
+        manifest: The bytes that were read of the manifest, and that are parsed afterwards.
 
     Raises:
         BundleError: If the bundle is not signed, or by another key.
@@ -73,15 +85,9 @@ def check(bundle: Path, trusted_keys: Sequence[Path]) -> None:
         raise BundleError(
             f"bundle {bundle.name} is refused: it is not signed (no {SIGNATURE}), and trusted_keys are set"
         ) from None
-    try:
-        signed = _regular(bundle / MANIFEST).read_bytes()
-    except OSError as error:
-        raise BundleError(
-            f"bundle {bundle.name} is refused: no readable {MANIFEST} ({error.strerror})"
-        ) from None
     for key in keys:
         try:
-            key.verify(signature, signed)
+            key.verify(signature, manifest)
         except InvalidSignature:
             continue
         return

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from features.artifact import MANIFEST, Artifact, write_json
 from features.errors import ArtifactError, BundleError
+from serving import signing
 
 POINTER = "champion.json"
 _BUNDLE_ID = re.compile(r"[0-9a-f]{16}")
@@ -79,7 +81,7 @@ class Store:
             verify: Whether every file must match its SHA-256; a size check alone is always made.
 
         Raises:
-            BundleError: If it is not in the store or not whole.
+            BundleError: If it is not in the store, not whole, or no trusted key signed it.
         """
         path = self.bundle_path(bundle_id)
         if not path.exists():
@@ -87,7 +89,8 @@ class Store:
                 f"{self.root} has no bundle {bundle_id}; the folders in {self.bundles} are its bundles"
             )
         try:
-            return Artifact.read(path, "bundle", verify=verify)
+            approve = partial(signing.check, path, self.trusted_keys)
+            return Artifact.read(path, "bundle", verify=verify, approve=approve)
         except BundleError:
             raise
         except ArtifactError as error:

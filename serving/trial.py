@@ -6,8 +6,8 @@ the faiss index (`serving.faiss_file`: every part, and a search), the Parquet ca
 tokenizer and graph. It needs no torch, so that a hot swap waits for it for half a second; the towers load on
 the meta device and take only the sizes of tensors that the child has seen.
 
-A trial's outcome depends on bytes alone, so a bundle whose digest survived once is not tried again by the
-same process.
+A trial's outcome depends on bytes alone, so a bundle whose manifest survived once is not tried again by the
+same process. The child is told the SHA-256 of the manifest that its parent read, and reads no other.
 """
 
 import json
@@ -27,7 +27,7 @@ _LEAST_SECONDS = 60
 _LEAST_MEMORY = 2**31
 _MEMORY_FACTOR = 4  # a Parquet file is a few times larger in memory
 _PACKAGES = Path(__file__).parents[1]
-_survived: set[str] = set()
+_survived: set[str] = set()  # fingerprints of manifests
 
 
 def survive(artifact: Artifact) -> None:
@@ -39,10 +39,11 @@ def survive(artifact: Artifact) -> None:
     Raises:
         BundleError: If the child crashed, ran out of memory or time, or refused the bundle.
     """
-    if artifact.digest in _survived:
+    if artifact.fingerprint in _survived:
         return
     seconds = _LEAST_SECONDS + _size(artifact) // _BYTES_PER_SECOND
-    command = [sys.executable, "-P", "-m", __name__, str(artifact.path.absolute()), str(seconds)]
+    told = (str(artifact.path.absolute()), str(seconds), artifact.fingerprint)
+    command = [sys.executable, "-P", "-m", __name__, *told]
     try:
         child = subprocess.run(
             command,
@@ -57,7 +58,7 @@ def survive(artifact: Artifact) -> None:
         raise BundleError(f"a trial load took more than {seconds} s") from None
     if child.returncode != 0:
         raise BundleError(_why(child.returncode, child.stderr.decode(errors="replace")))
-    _survived.add(artifact.digest)
+    _survived.add(artifact.fingerprint)
 
 
 def _environment() -> dict[str, str]:
@@ -91,8 +92,8 @@ def _bound(size: int, seconds: int) -> None:
         resource.setrlimit(limit, (allowed, hard))
 
 
-def _try(path: Path, seconds: int) -> None:
-    """Read all that native code parses."""
+def _try(path: Path, seconds: int, fingerprint: str) -> None:
+    """Read all that native code parses of the bundle whose manifest has this SHA-256."""
     import faiss
     import numpy as np
     import pyarrow.parquet
@@ -101,6 +102,8 @@ def _try(path: Path, seconds: int) -> None:
     from serving.faiss_file import check_faiss, read_faiss
 
     artifact = Artifact.read(path, "bundle")
+    if artifact.fingerprint != fingerprint:
+        raise BundleError(f"{path} was changed while it was being opened; open it again")
     _bound(_size(artifact), seconds)
     content: Any = artifact.content
     documents = pyarrow.parquet.read_table(path / "documents.parquet")
@@ -135,7 +138,7 @@ def _try(path: Path, seconds: int) -> None:
 def main() -> None:
     """Try the bundle named on the command line; the last line of stderr says what is wrong with it."""
     try:
-        _try(Path(sys.argv[1]), int(sys.argv[2]))
+        _try(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
     except MemoryError:
         sys.exit("a trial load needed more memory than a bundle of this size may")
     except TwotowerError as error:

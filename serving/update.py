@@ -139,6 +139,7 @@ def update(
             choice.curve.write(directory / "index")
         write_json(directory / "ids.json", row_ids(index, doc_ids))
         pq.write_table(plan.documents, directory / "documents.parquet", compression="zstd")
+        parent.check_unchanged()  # what was read and copied is what was verified
 
     return publish_bundle(bundles, content, write)
 

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -183,3 +185,52 @@ def forge(path: Path, **changes: Any) -> None:
     manifest = {**json.loads((path / MANIFEST).read_text()), **changes}
     kept = {name: value for name, value in manifest.items() if name != "digest"}
     write_json(path / MANIFEST, {**manifest, "digest": digest_of(kept)})
+
+
+def test_the_bytes_that_were_approved_are_the_bytes_that_are_read(tmp_path: Path) -> None:
+    published(tmp_path / "a", rows=1)
+    other = (published(tmp_path / "b", rows=2).path / MANIFEST).read_bytes()
+    approved: list[bytes] = []
+
+    def approve_and_swap(manifest: bytes) -> None:
+        approved.append(manifest)
+        (tmp_path / "a" / MANIFEST).write_bytes(other)
+
+    artifact = Artifact.read(tmp_path / "a", approve=approve_and_swap)
+    assert artifact.content["rows"] == 1
+    assert json.loads(approved[0]) == artifact.manifest
+    assert artifact.fingerprint == hashlib.sha256(approved[0]).hexdigest()
+
+    def refuse(manifest: bytes) -> None:
+        raise ArtifactError(f"{len(manifest)} bytes that nobody knows")
+
+    with pytest.raises(ArtifactError, match="nobody knows"):
+        Artifact.read(tmp_path / "a", approve=refuse)
+
+
+@pytest.mark.parametrize("how", ["written", "replaced", "removed", "moved"])
+def test_a_file_that_changes_after_it_was_verified_is_told(tmp_path: Path, how: str) -> None:
+    artifact = Artifact.read(published(tmp_path / "a").path, verify=True)
+    artifact.check_unchanged()
+    file = artifact.path / "part" / "rows.bin"
+    before = file.stat()
+    if how == "written":
+        file.write_bytes(b"swor")
+    elif how == "replaced":
+        (tmp_path / "other").write_bytes(b"swor")
+        (tmp_path / "other").replace(file)
+    elif how == "removed":
+        file.unlink()
+    else:
+        artifact.path.rename(tmp_path / "b")
+    if how in ("written", "replaced"):  # no trace in size and time
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ArtifactError, match="changed while it was being opened"):
+        artifact.check_unchanged()
+
+
+def test_half_a_character_in_a_manifest_is_damage(tmp_path: Path) -> None:
+    path = published(tmp_path / "a", name="x").path / MANIFEST
+    path.write_text(path.read_text().replace('"x"', r'"\ud800"'))
+    with pytest.raises(ArtifactError, match="its digest does not match"):
+        Artifact.read(tmp_path / "a")

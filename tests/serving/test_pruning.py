@@ -56,6 +56,13 @@ def test_the_newest_and_the_young_stay_and_the_history_keeps_the_rest(tmp_path):
         store.roll_back()
 
 
+def test_what_a_rollback_would_pass_over_protects_nothing(tmp_path):
+    store, ids = filled(tmp_path, "abc", "abc")
+    (store.bundles / ids["b"] / "file").write_text("x" * 1000)  # as long as before
+    assert prune(store, keep=0).kept[ids["a"]] == "what a rollback goes back to"
+    assert store.roll_back()[0].bundle_id == ids["a"]
+
+
 def test_a_damaged_rollback_target_does_not_protect_itself_but_the_one_before(tmp_path):
     store, ids = filled(tmp_path, "abc", "abc")
     (store.bundles / ids["b"] / "file").unlink()

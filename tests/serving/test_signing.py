@@ -1,6 +1,8 @@
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from features.artifact import SIGNATURE, Artifact
+from features.artifact import MANIFEST, SIGNATURE, Artifact
 from features.errors import BundleError, ConfigError
+from serving import signing
 from serving.bundle import Bundle, load
 from serving.follow import Follower
 from serving.signing import SignConfig, sign
@@ -81,6 +84,48 @@ def test_a_manifest_that_was_changed_with_its_digest_after_signing_is_refused(co
         load(copied, trusted_keys=(public,))
 
 
+def test_what_was_signed_is_what_is_read(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mine, public = keys(tmp_path / "keys", "mine")
+    store = Store(tmp_path, (public,))
+    copied = Path(shutil.copytree(bundle.artifact.path, store.bundles / bundle.bundle_id))
+    sign(copied, mine)
+    sound, check = (copied / MANIFEST).read_bytes(), signing.check
+
+    def swapped_after(path: Path, trusted_keys: Sequence[Path], manifest: bytes) -> None:
+        check(path, trusted_keys, manifest)
+        forged = json.loads(manifest)
+        forged["content"]["measured"] = {"forged": True}  # no digest covers it
+        (path / MANIFEST).write_text(json.dumps(forged))
+
+    monkeypatch.setattr(signing, "check", swapped_after)
+    assert "measured" not in store.bundle(copied.name).content
+    (copied / MANIFEST).write_bytes(sound)
+    with pytest.raises(BundleError, match="changed while it was being opened"):  # the child reads it again
+        load(copied, trusted_keys=(public,))
+    (copied / MANIFEST).write_bytes(sound)
+    monkeypatch.setattr(signing, "check", check)
+    assert load(copied, trusted_keys=(public,)).bundle_id == bundle.bundle_id
+
+
+def test_another_bundle_in_the_place_of_one_is_not_signed(copied: Path, tmp_path: Path):
+    mine, _ = keys(tmp_path / "keys", "mine")
+    with pytest.raises(BundleError, match="another bundle than its name says"):
+        sign(copied.rename(tmp_path / ("0" * 16)), mine)
+    assert not (tmp_path / ("0" * 16) / SIGNATURE).exists()
+
+
+def test_a_store_with_trusted_keys_does_not_go_back_to_a_bundle_that_no_such_key_signed(tmp_path: Path, make):
+    mine, public = keys(tmp_path / "keys", "mine")
+    first, unsigned, last = (make.shop(tmp_path, seed=seed).path for seed in range(3))
+    for path in (first, last):
+        sign(path, mine)
+    for path in (first, unsigned, last):
+        Store(tmp_path).set_champion(path.name, "promoted")
+    champion, passed_over = Store(tmp_path, (public,)).roll_back()
+    assert champion.bundle_id == first.name
+    assert "not signed" in passed_over[unsigned.name]
+
+
 def test_signing_again_changes_nothing_and_another_key_replaces_the_signature(copied: Path, tmp_path: Path):
     mine, _ = keys(tmp_path / "keys", "mine")
     theirs, _ = keys(tmp_path / "keys", "theirs")
@@ -136,7 +181,9 @@ def test_a_store_with_trusted_keys_swaps_to_signed_bundles_only(tmp_path: Path, 
     store.set_champion(signed.name, "first")
     follower = Follower(store)
     follower.check()
-    store.set_champion(unsigned.name, "slipped in")
+    with pytest.raises(BundleError, match="not signed"):
+        store.set_champion(unsigned.name, "slipped in")
+    Store(tmp_path).set_champion(unsigned.name, "slipped in")
     follower.check()
     assert follower.served is not None
     assert follower.served.retriever.bundle.bundle_id == signed.name
@@ -148,10 +195,10 @@ def test_without_cryptography_the_message_names_the_extra(copied: Path, tmp_path
     program = (
         "import sys; sys.modules['cryptography'] = None\n"
         "from pathlib import Path; from features.errors import ConfigError; from serving import signing\n"
-        "for act in (lambda: signing.check(Path(sys.argv[1]), (Path('key.pub'),)),\n"
+        "for act in (lambda: signing.check(Path(sys.argv[1]), (Path('key.pub'),), b''),\n"
         "            lambda: signing.sign(Path(sys.argv[1]), signing.SignConfig(key=Path('key.pem')))):\n"
         "    try:\n        act()\n    except ConfigError as error:\n        print(error)\n"
-        "signing.check(Path(sys.argv[1]), ())\n"
+        "signing.check(Path(sys.argv[1]), (), b'')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(copied)], capture_output=True, text=True, check=True
