@@ -4,14 +4,12 @@ Shapes: B queries, N documents, N ≥ B, D embedding; column i < B is the positi
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
 from towers.distributed import ALONE, Ranks
-from towers.exclusions import Exclusions
-from towers.losses import Loss, LossConfig, OwnScores, build_loss
+from towers.losses import Loss, LossConfig, build_loss
 from towers.parts import Scored, part_of
 from towers.tiled import tiled_loss
 
@@ -19,47 +17,23 @@ from towers.tiled import tiled_loss
 class Objective(Protocol):
     """A scalar of embeddings whose inner products are scores."""
 
-    def __call__(
-        self,
-        query_BD: Tensor,
-        document_ND: Tensor,
-        exclusions: Exclusions,
-        *,
-        temperature: Tensor,
-        log_q_N: Tensor,
-        weight_B: Tensor,
-        own: OwnScores | None,
-        ranks: Ranks = ALONE,
-    ) -> Tensor:
-        """Return this rank's part of the loss; the parts of all ranks sum up to it. One rank has the whole.
-
-        For the other arguments see `towers.losses.objective.Loss`.
-        """
+    def __call__(self, scored: Scored, /, ranks: Ranks = ALONE) -> Tensor:
+        """Return this rank's part of the scalar loss; those of all ranks sum up to it, one has the whole."""
         ...
 
 
 def dense(loss: Loss) -> Objective:
     """Return the objective that makes the B × N score matrix and its mask, as a whole on every rank."""
 
-    def objective(
-        query_BD: Tensor,
-        document_ND: Tensor,
-        exclusions: Exclusions,
-        *,
-        temperature: Tensor,
-        log_q_N: Tensor,
-        weight_B: Tensor,
-        own: OwnScores | None,
-        ranks: Ranks = ALONE,
-    ) -> Tensor:
-        excluded_BN = exclusions.dense()
+    def objective(scored: Scored, /, ranks: Ranks = ALONE) -> Tensor:
+        excluded_BN = scored.exclusions.dense()
         value = loss(
-            query_BD @ document_ND.T,
+            scored.query @ scored.document.T,
             excluded_BN,
-            temperature=temperature,
-            log_q_N=log_q_N,
-            weight_B=weight_B,
-            own=own,
+            temperature=scored.temperature,
+            log_q_N=scored.log_q,
+            weight_B=scored.weight,
+            own=scored.own,
             positive_BN=excluded_BN,  # whatever is excluded is excluded for being a positive
         )
         return value / ranks.size
@@ -75,30 +49,16 @@ class _Configured:
     tiled: bool
     progress: float
 
-    def __call__(
-        self,
-        query_BD: Tensor,
-        document_ND: Tensor,
-        exclusions: Exclusions,
-        *,
-        temperature: Tensor,
-        log_q_N: Tensor,
-        weight_B: Tensor,
-        own: OwnScores | None,
-        ranks: Ranks = ALONE,
-    ) -> Tensor:
-        scored = Scored(query_BD, document_ND, exclusions, temperature, log_q_N, weight_B, own)
+    def __call__(self, scored: Scored, /, ranks: Ranks = ALONE) -> Tensor:
         if ranks.size == 1:
             return self._compute(self.config, scored)
         return part_of(self.config, scored, self._compute, ranks, progress=self.progress)
 
     def _compute(self, config: LossConfig, scored: Scored) -> Tensor:
-        whole = (
-            partial(tiled_loss, config, progress=self.progress)
-            if self.tiled
-            else dense(build_loss(config, self.progress))
-        )
-        return whole(
+        if not self.tiled:
+            return dense(build_loss(config, self.progress))(scored)
+        return tiled_loss(
+            config,
             scored.query,
             scored.document,
             scored.exclusions,
@@ -106,6 +66,7 @@ class _Configured:
             log_q_N=scored.log_q,
             weight_B=scored.weight,
             own=scored.own,
+            progress=self.progress,
         )
 
 

@@ -20,6 +20,7 @@ from towers.hardest import Hardest, hardest_negatives
 from towers.losses import OwnScores
 from towers.negatives import Source
 from towers.objective import Objective
+from towers.parts import Scored
 from towers.two_tower import TwoTower
 
 
@@ -111,16 +112,8 @@ def take_step(
     if len(batch.queued) > 0:
         document_ND = torch.cat([document_ND, batch.queued])
     own = _own_scores(query_BD, documents.vectors, batch)
-    value = objective(
-        query_BD,
-        document_ND,
-        batch.excluded,
-        temperature=model.temperature,
-        log_q_N=batch.log_q,
-        weight_B=batch.weight,
-        own=own,
-        ranks=means.ranks,
-    )
+    scored = Scored(query_BD, document_ND, batch.excluded, model.temperature, batch.log_q, batch.weight, own)
+    value = objective(scored, means.ranks)
     torch.autograd.backward(value)
     loss = means.ranks.sum_parts(value, [queries.vectors, documents.vectors])
     _require_finite("loss", loss)

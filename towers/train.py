@@ -31,6 +31,7 @@ from towers.data import read_training_data
 from towers.determinism import reproducible
 from towers.distributed import Ranks, joined_ranks
 from towers.loop import run_stage, stage_batches
+from towers.losses import supposes_cosine
 from towers.mining import require_cosine
 from towers.probe import build_probe
 from towers.record import ListRecorder, NoRecorder, Recorder
@@ -123,8 +124,7 @@ def _prepare(
     data = read_training_data(examples)
     for number, stage in enumerate(config.stages):
         stage_batches(data, stage, (seed, number))  # a batch larger than the data is refused before any work
-        if stage.negatives.mined is not None:
-            require_cosine(stage.negatives.mined, towers.similarity)
+        _require_fit(stage, towers)
     model = build_two_tower(towers, data.documents, data.queries)
     held = None
     if config.early_stopping:
@@ -141,6 +141,21 @@ def _prepare(
     record = checkpoints.record
     record.event("prepared", {"examples": len(data), "queries": len(first), "documents": len(data.documents)})
     return Training(config, seed, record, device, data, inputs, held, probe, model, optimizer, checkpoints)
+
+
+def _require_fit(stage: StageConfig, towers: TowersConfig) -> None:
+    """Refuse a stage that supposes cosines of towers that give others.
+
+    Raises:
+        ConfigError: If it does.
+    """
+    if stage.negatives.mined is not None:
+        require_cosine(stage.negatives.mined, towers.similarity)
+    if supposes_cosine(stage.loss) and towers.similarity != "cosine":
+        raise ConfigError(
+            f"train.stages, stage {stage.name!r}: false_negative_prior supposes that no score is below -1, "
+            f"but towers.similarity is {towers.similarity}; set it to 0, or the similarity to cosine"
+        )
 
 
 def _resume(training: Training, ranks: Ranks) -> bool:

@@ -12,6 +12,7 @@ from towers.grad_cache import Chunk, encoded, forward_backward, split
 from towers.losses import CrossEntropyConfig, HingeConfig, LossConfig, OwnScores
 from towers.negatives import Scope
 from towers.objective import build_objective
+from towers.parts import Scored
 from towers.step import Inputs, Means, take_step
 from towers.two_tower import TowersConfig, TwoTower, build_two_tower
 
@@ -72,15 +73,9 @@ def plain(shop: Shop, batch: Batch, loss: LossConfig) -> tuple[float, Gradients]
     if batch.own_place.numel():
         own_score = (query_BD[:, None] * document[batch.own_place]).sum(2)
         own = OwnScores(own_score, batch.own_excluded, batch.own_log_q)
-    value = build_objective(loss, tiled=False)(
-        query_BD,
-        document[batch.document_place],
-        batch.excluded,
-        temperature=model.temperature,
-        log_q_N=batch.log_q,
-        weight_B=batch.weight,
-        own=own,
-    )
+    document_ND = document[batch.document_place]
+    scored = Scored(query_BD, document_ND, batch.excluded, model.temperature, batch.log_q, batch.weight, own)
+    value = build_objective(loss, tiled=False)(scored)
     model.zero_grad()
     value.backward()
     return value.item(), shop.gradients()

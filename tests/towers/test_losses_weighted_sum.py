@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from towers.exclusions import Exclusions
 from towers.losses import CrossEntropyConfig, HingeConfig, LossConfig, WeightedSumConfig, build_loss, is_hinge
 from towers.objective import build_objective
+from towers.parts import Scored
 
 PARTS: dict[str, Any] = {"first": {"kind": "cross_entropy"}, "second": {"kind": "hinge", "margin": 0.3}}
 
@@ -79,17 +80,12 @@ def test_a_tiled_sum_follows_the_ramp_too() -> None:
     query, document = (
         torch.nn.functional.normalize(torch.randn(6, 4, generator=generator)) for _ in range(2)
     )
-    arguments: dict[str, Any] = {
-        "temperature": torch.tensor(0.2),
-        "log_q_N": torch.zeros(6),
-        "weight_B": torch.ones(6),
-        "own": None,
-    }
+    scored = Scored(
+        query, document, Exclusions.none(6, 6), torch.tensor(0.2), torch.zeros(6), torch.ones(6), None
+    )
     for progress in (0.0, 0.5, 1.0):
         plain, tiled = (
-            build_objective(config(), tiled=tiled, progress=progress)(
-                query, document, Exclusions.none(6, 6), **arguments
-            ).item()
+            build_objective(config(), tiled=tiled, progress=progress)(scored).item()
             for tiled in (False, True)
         )
         assert tiled == pytest.approx(plain, rel=1e-6)

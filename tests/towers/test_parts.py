@@ -63,16 +63,7 @@ def computed(
     objective: Objective, scored: Scored, leaves: list[Tensor], ranks: Ranks
 ) -> tuple[float, list[Tensor]]:
     """Return the value and the leaves' gradients."""
-    value = objective(
-        scored.query,
-        scored.document,
-        scored.exclusions,
-        temperature=scored.temperature,
-        log_q_N=scored.log_q,
-        weight_B=scored.weight,
-        own=scored.own,
-        ranks=ranks,
-    )
+    value = objective(scored, ranks)
     gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
     return value.item(), list(gradients)
 

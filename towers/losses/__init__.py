@@ -44,8 +44,18 @@ def is_hinge(config: LossConfig, progress: float = 0.0) -> bool:
 
 def asks_lists(config: LossConfig) -> bool:
     """Return whether the objective compares a positive with what was shown beside it."""
-    parts = [config.first, config.second] if isinstance(config, WeightedSumConfig) else [config]
-    return any(isinstance(part, CrossEntropyConfig) and part.list_weight > 0 for part in parts)
+    return any(isinstance(part, CrossEntropyConfig) and part.list_weight > 0 for part in _singles(config))
+
+
+def supposes_cosine(config: LossConfig) -> bool:
+    """Return whether the objective takes -1 for the lowest score there can be."""
+    return any(
+        isinstance(part, CrossEntropyConfig) and part.false_negative_prior > 0 for part in _singles(config)
+    )
+
+
+def _singles(config: LossConfig) -> list[SingleLossConfig]:
+    return [config.first, config.second] if isinstance(config, WeightedSumConfig) else [config]
 
 
 __all__ = [
@@ -72,4 +82,5 @@ __all__ = [
     "asks_lists",
     "build_loss",
     "is_hinge",
+    "supposes_cosine",
 ]
