@@ -5,8 +5,9 @@ Each imports what it needs when it runs, so that none waits for libraries of ano
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,19 @@ if TYPE_CHECKING:  # it imports torch and faiss, which not every command needs
 _WHY_NOTHING = {"bm25": "; no document shares a word with the query"}
 
 
-def serve_store(store: Path, config: Path | None, changes: Mapping[str, Any]) -> None:
+def serve_store(
+    store: Path,
+    config: Path | None,
+    changes: Mapping[str, Any],
+    set_up: Callable[[], None] | None = None,
+) -> None:
     """Serve a store until interrupted.
+
+    Args:
+        store: The store's folder.
+        config: Names the settings; the defaults where there is none.
+        changes: Settings of `serve` that go before; None is not set.
+        set_up: Called first in each of several server processes instead of configuring logging; picklable.
 
     Raises:
         ArtifactError: If the folder is not a store.
@@ -36,7 +48,6 @@ def serve_store(store: Path, config: Path | None, changes: Mapping[str, Any]) ->
         raise ArtifactError(f"{store} is not a folder; give the `store` of a configuration that was run")
     from pipelines.config import load_config
     from serving.api import ServeConfig, serve
-    from serving.trace import TraceFormatter
 
     settings = load_config(config).serve if config else ServeConfig()
     given = {name: value for name, value in changes.items() if value is not None}
@@ -44,11 +55,18 @@ def serve_store(store: Path, config: Path | None, changes: Mapping[str, Any]) ->
         settings = ServeConfig.model_validate({**settings.model_dump(), **given})
     except ValidationError as error:
         raise ConfigError(_first_mistake(error)) from None
+    log_to_stderr("%(message)s")
+    serve(store, settings, set_up or partial(log_to_stderr, "%(processName)s: %(message)s"))
+
+
+def log_to_stderr(form: str) -> None:
+    """Send log lines of a server to stderr in one form, each with the trace of its request."""
+    from serving.trace import TraceFormatter
+
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TraceFormatter("%(message)s"))
+    handler.setFormatter(TraceFormatter(form))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("serving").setLevel(logging.INFO)
-    serve(store, settings)
 
 
 def search_store(

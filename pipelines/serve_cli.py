@@ -7,6 +7,7 @@ import typer
 
 from pipelines.options import Debug, Json, StorePath
 from pipelines.output import OUTPUT, reported
+from pipelines.stored import open_store, published
 
 app = typer.Typer()
 
@@ -17,6 +18,7 @@ def serve(
     store: StorePath,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Server processes behind the port.")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="CONFIG", help="Take `serve` from this configuration.")
     ] = None,
@@ -25,7 +27,7 @@ def serve(
     """Serve the API and the page; follows the store's champion without a restart."""
     from pipelines.commands import serve_store
 
-    serve_store(store, config, {"host": host, "port": port})
+    serve_store(store, config, {"host": host, "port": port, "processes": processes})
 
 
 @app.command()
@@ -45,6 +47,8 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Answer one query, the towers beside BM25."""
+    if bundle != "champion":
+        published(open_store(store), bundle)  # before torch and faiss are loaded
     from pipelines.commands import search_store
 
     earlier = None if history is None else [part.strip() for part in history.split(",") if part.strip()]

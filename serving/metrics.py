@@ -1,13 +1,14 @@
 """What Prometheus reads at `/metrics`: requests, batches, the bundle that answers, what was refused."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from features.artifact import MANIFEST
@@ -115,6 +116,43 @@ class _State(Collector):
         if published is not None:
             age = time.time() - published
             yield _gauge("twotower_bundle_age_seconds", "Time since the bundle was published.", age)
+
+
+class _Merged(Collector):
+    """The metrics of several processes, each series with a label `process`."""
+
+    def __init__(self, expositions: Mapping[int, bytes]) -> None:
+        self._families: dict[str, Metric] = {}
+        answered = 0
+        for place, text in sorted(expositions.items()):
+            try:
+                families = list(text_string_to_metric_families(text.decode()))
+            except ValueError:  # one that cannot be read is as one that did not answer
+                continue
+            answered += 1
+            for family in families:
+                self._add(family, str(place))
+        name = "twotower_processes"
+        self._families[name] = _gauge(name, "Server processes that take requests.", answered)
+
+    def collect(self) -> Iterator[Metric]:
+        """Return every family once."""
+        yield from self._families.values()
+
+    def _add(self, family: Metric, place: str) -> None:
+        known = self._families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+        known.samples += [
+            sample._replace(labels={**sample.labels, "process": place}) for sample in family.samples
+        ]
+
+
+def merged(expositions: Mapping[int, bytes]) -> bytes:
+    """Return one exposition of several processes' ones.
+
+    Args:
+        expositions: By place, in Prometheus' text format; one that is no such text is left out.
+    """
+    return generate_latest(_Merged(expositions))
 
 
 def _changed_at(path: Path) -> float | None:

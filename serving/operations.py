@@ -1,5 +1,7 @@
 """Routes for those who run the server: its metrics, and the way back to an earlier champion."""
 
+import asyncio
+
 import anyio.to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -7,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from features.errors import ArtifactError
 from serving.follow import Follower
-from serving.metrics import CONTENT_TYPE, Metrics
+from serving.metrics import CONTENT_TYPE, Metrics, merged
 from serving.queries import QueryError
+from serving.siblings import Siblings
 from serving.wire import REFUSALS, ErrorReply
 
 operations = APIRouter(responses=REFUSALS)
@@ -66,6 +69,11 @@ async def roll_back(request: Request, body: RollbackRequest) -> RollbackReply:
 
 @operations.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
-    """Return the counters of this process for Prometheus."""
+    """Return the counters of this process for Prometheus, and those of its siblings."""
     counters: Metrics = request.app.state.metrics
-    return Response(counters.exposition(), media_type=CONTENT_TYPE)
+    siblings: Siblings | None = request.app.state.siblings
+    text = counters.exposition()
+    if siblings is not None:
+        told = {siblings.place: text, **await siblings.ask()}
+        text = await asyncio.to_thread(merged, told)  # not in the threads of other requests
+    return Response(text, media_type=CONTENT_TYPE)

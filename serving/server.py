@@ -5,9 +5,12 @@ connection is accepted, what was begun is finished, and the process exits with 0
 first part, SIGINT too.
 """
 
+import asyncio
 import gc
 import signal
+import socket
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import FrameType
 from typing import Any, cast
@@ -22,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from features.config import Config
 from serving.admission import Admission, is_uncounted
 from serving.metrics import Metrics
+from serving.siblings import Siblings
 
 SWITCH_SECONDS = 0.0005
 """How long a working thread keeps the interpreter from the waiting event loop; Python has 10 times that."""
@@ -135,13 +139,27 @@ class Server(uvicorn.Server):
         config: uvicorn's.
         admission: Is told that the server drains.
         ready_seconds: See `DrainConfig`.
+        listen_privately: Begins to answer siblings, where there are any.
     """
 
-    def __init__(self, config: uvicorn.Config, admission: Admission, ready_seconds: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        admission: Admission,
+        ready_seconds: float,
+        listen_privately: Callable[[], Awaitable[asyncio.AbstractServer]] | None = None,
+    ) -> None:
         super().__init__(config)
         self._admission = admission
         self._ready_seconds = ready_seconds
+        self._listen_privately = listen_privately
         self._exit_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take requests, and questions of siblings."""
+        await super().startup(sockets)
+        if self._listen_privately is not None:
+            self.servers.append(cast(Any, await self._listen_privately()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain on SIGTERM; end at once, by KeyboardInterrupt, on SIGINT."""
@@ -194,4 +212,6 @@ def build_server(
         forwarded_allow_ips=list(trusted_proxies),
         timeout_graceful_shutdown=drain.finish_seconds,
     )
-    return Server(config, app.state.admission, drain.ready_seconds)
+    siblings: Siblings | None = app.state.siblings
+    listen = None if siblings is None else partial(siblings.listen, app.state.metrics.exposition)
+    return Server(config, app.state.admission, drain.ready_seconds, listen)
