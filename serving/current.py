@@ -38,6 +38,7 @@ async def retriever_of(request: Request, current: Served, bundle_id: str | None)
 
     Raises:
         QueryError: If the store does not have it, or it cannot be opened.
+        BusyError: If too many wait for bundles to be opened.
     """
     champion = current.retriever
     if bundle_id is None or bundle_id == champion.bundle.bundle_id:
@@ -48,7 +49,8 @@ async def retriever_of(request: Request, current: Served, bundle_id: str | None)
         return opened
     # in a thread of its own, since other requests would wait for those that wait for a load
     limiter: anyio.CapacityLimiter = request.app.state.loads
-    return await anyio.to_thread.run_sync(shelf.get, bundle_id, limiter=limiter)
+    with shelf.place_to_wait():
+        return await anyio.to_thread.run_sync(shelf.get, bundle_id, limiter=limiter)
 
 
 async def answers(

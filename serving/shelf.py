@@ -2,21 +2,28 @@
 
 Each is checked as completely as the champion is. A few are kept; the one that was not asked for longest goes
 first. One is loaded at a time, and a bundle that was refused is not tried again for a while, so that asking
-over and over costs little.
+over and over costs little. A few requests may wait for a load; more are refused, so that a crowd that asks
+for unopened bundles does not take the places of those that the champion answers.
 """
 
 import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from features.errors import TwotowerError
+from serving.batching import BusyError
 from serving.bundle import load
 from serving.queries import QueryError, QueryLimits
 from serving.retriever import Retriever
 from serving.store import Store
 
 KEPT = 2
+MOST_WAITING = 8
+"""So many requests may wait for bundles to be opened, whichever; a sixteenth of those let in by default."""
+
 RETRY_SECONDS = 30.0
 _REMEMBERED = 64
 
@@ -62,6 +69,7 @@ class Shelf:
         self._kept = kept
         self._open: OrderedDict[str, Retriever] = OrderedDict()
         self._refused: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._waiting = 0
         self._shelf = threading.Lock()
         self._loading = threading.Lock()
 
@@ -72,6 +80,25 @@ class Shelf:
             if found is not None:
                 self._open.move_to_end(bundle_id)
             return found
+
+    @contextmanager
+    def place_to_wait(self) -> Iterator[None]:
+        """Hold one of the places of those who wait for `get`.
+
+        Raises:
+            BusyError: If `MOST_WAITING` are taken.
+        """
+        with self._shelf:
+            if self._waiting >= MOST_WAITING:
+                raise BusyError(
+                    "loads_full", f"{MOST_WAITING} requests wait for bundles to be opened already; try again"
+                )
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._shelf:
+                self._waiting -= 1
 
     def get(self, bundle_id: str) -> Retriever:
         """Return a bundle, opening it where it is not open; that can take long.
