@@ -18,6 +18,7 @@ from features.example_files import STATISTICS
 from features.examples import content_key
 from features.lake_files import repair_texts
 from features.readers.catalogue import CatalogueConfig, FeatureType, read_catalogue
+from features.readers.relations import MissingColumnError
 from features.readers.values import define_macros
 from features.tables import DOCUMENTS
 
@@ -46,7 +47,10 @@ def read_changes(path: Path, catalogue: pa.Table) -> pa.Table:
     connection = connect(EngineConfig())
     try:
         define_macros(connection)
-        found, _ = read_catalogue(connection, config, "changes")
+        try:
+            found, _ = read_catalogue(connection, config, "changes")
+        except MissingColumnError as error:
+            raise SchemaError(_lacking(path, features, error.columns)) from None
         names = [*DOCUMENTS.names, *features]
         rows = found.select("row", "reason", "detail", *names).order_by("doc_id", "row").to_pyarrow()
         refused = connection.raw_sql("SELECT row, reason, detail FROM changes_refused LIMIT 1").fetchall()
@@ -57,6 +61,19 @@ def read_changes(path: Path, catalogue: pa.Table) -> pa.Table:
     texts = [field.name for field in batch.schema if field.name in ("title", "text", *features)]
     texts = [name for name in texts if not pa.types.is_floating(batch.schema.field(name).type)]
     return with_statistics(pa.Table.from_batches([repair_texts(batch, texts)[0]]), catalogue)
+
+
+def _lacking(path: Path, features: list[str], has: list[str]) -> str:
+    """Say which columns a file of changes needs, may have, and has."""
+    needed = ["doc_id", *features]
+    told = f"{path.name} has the columns {', '.join(has)}"
+    optional = [name for name in DOCUMENTS.names if name not in needed]
+    if missing := [name for name in needed if name not in has]:
+        return (
+            f"{told}, not {', '.join(missing)}; name them as this bundle does: it needs {', '.join(needed)}, "
+            f"and may have {', '.join(optional)}"
+        )
+    return f"{told}: nothing that describes a document; add {', '.join(optional[:-1])} or {optional[-1]}"
 
 
 def with_statistics(changed: pa.Table, catalogue: pa.Table) -> pa.Table:
@@ -114,6 +131,6 @@ def _check(path: Path, rows: pa.Table, refused: list[tuple[Any, ...]]) -> None:
     ids = rows["doc_id"]
     repeated = [one["values"] for one in pc.value_counts(ids).to_pylist() if one["counts"] > 1]
     if repeated:
-        raise SchemaError(
-            f"{path.name} has {repeated[0][:60]!r} and {len(repeated) - 1} other ids twice; keep one of each"
-        )
+        others = len(repeated) - 1
+        also = "" if not others else " and 1 other id" if others == 1 else f" and {others:,} other ids"
+        raise SchemaError(f"{path.name} has {repeated[0][:60]!r}{also} twice; keep one of each")

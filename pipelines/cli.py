@@ -3,6 +3,7 @@
 import sys
 
 import typer
+from typer.core import TyperGroup
 
 from pipelines.output import EXIT_CODES, OUTPUT
 from pipelines.run_cli import app as run_commands
@@ -26,6 +27,18 @@ for commands in (run_commands, serve_commands, store_commands, update_commands, 
     app.add_typer(commands)
 
 
+def _help_on(error: Exception) -> str:
+    """Return which help says more: that of the command in which the mistake is, or the list of commands."""
+    context = getattr(error, "ctx", None)
+    lists = context is None or isinstance(context.command, TyperGroup)
+    names: list[str] = []
+    while context is not None and context.parent is not None:
+        names.insert(0, context.info_name)
+        context = context.parent
+    command = " ".join(["twotower", *names, "--help"])
+    return f"`{command}` lists {'the commands' if lists else 'what it takes'}"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with a documented code."""
     try:
@@ -37,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         if describe is None:
             raise
         if message := describe():  # none where the help was shown already
-            OUTPUT.error(f"{message} (`twotower --help` lists the commands)")
+            OUTPUT.error(f"{message} ({_help_on(error)})")
         code = 2
     sys.exit(code or 0)
 

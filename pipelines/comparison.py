@@ -11,7 +11,9 @@ import pandas as pd
 
 from features.artifact import Artifact
 from features.errors import ArtifactError
+from pipelines.stored import no_champion, open_store
 from pipelines.workspace import Workspace
+from serving.store import Store
 from towers.intervals import paired
 
 TOWERS = "towers"
@@ -144,7 +146,7 @@ def find_evaluation(name: str, store: Path | None) -> Path:
         ArtifactError: If nothing is found.
     """
     path = Path(name)
-    if (path / "champion.json").is_file():
+    if (path / "champion.json").is_file() or (path / "bundles").is_dir():
         return evaluation_of_bundle(Workspace(path), champion_id(path))
     if path.is_dir():
         artifact = Artifact.read(path)
@@ -175,13 +177,11 @@ def champion_id(store: Path) -> str:
     """Return the bundle id of the champion.
 
     Raises:
-        ArtifactError: If the store has none.
+        ArtifactError: If the store has none, or is none.
     """
-    from serving.store import Store
-
     champion = Store(store).champion()
     if champion is None:
-        raise ArtifactError(f"{store} has no champion; `twotower run CONFIG` makes and promotes a bundle")
+        raise ArtifactError(no_champion(open_store(store)))
     return champion.bundle_id
 
 

@@ -152,8 +152,9 @@ def twotower_run(
         directory: Folder that relative paths are relative to; none is the working directory.
 
     Returns:
-        JSON-serialisable summary: `run` (MLflow run id), `store`, `stages`, `all_cached`, and where these
-        stages ran `evaluation`, `decision` (its deciding metric), `verdict` and `promotion`.
+        JSON-serialisable summary: `run` (MLflow run id), `store`, `stages`, `all_cached`, `config` and
+        `overrides` as they were given, and where these stages ran `evaluation`, `decision` (its deciding
+        metric), `verdict` and `promotion`.
 
     Raises:
         TwotowerError: What a user can act on.
@@ -169,9 +170,15 @@ def twotower_run(
         run = RunContext(resolved, progress, refresh or ())
         with run.tracking.run(resolved, {"config": config, "until": until}) as run_id:
             _run_stages(run, until)
-            summary = _summary(run, run_id)
+            asked = {"config": config, "overrides": [_without_secrets(one) for one in overrides or ()]}
+            summary = _summary(run, run_id) | asked
             workspace.write_record("runs", run_id, summary)
     return summary
+
+
+def _without_secrets(assignment: str) -> str:
+    key, equals, value = assignment.partition("=")
+    return f"{key}{equals}{without_secrets(value)}"
 
 
 def _summary(run: RunContext, run_id: str) -> dict[str, Any]:

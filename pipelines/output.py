@@ -27,7 +27,7 @@ EXIT_CODES: dict[int, str] = {
     2: "usage or configuration",
     3: "input data",
     4: "a missing or damaged artifact or bundle",
-    5: "`promote` refused the bundle",
+    5: "the bundle was not promoted",
     6: "another run uses the store",
     130: "interrupted",
 }
@@ -61,8 +61,13 @@ class Output:
 OUTPUT = Output()
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a count with its noun in the number that fits: `1 bundle`, `2,000 bundles`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 class RefusedError(TwotowerError):
-    """The promotion that was asked for did not happen."""
+    """What was asked for was done, but the bundle was not promoted."""
 
 
 def exit_code(error: BaseException) -> int:

@@ -1,5 +1,6 @@
 """The commands about a configuration's run: the whole flow, one stage of it, or by the clock."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,11 +22,13 @@ def run(
 ) -> None:
     """Run the whole flow: ingest, examples, train, evaluate, export, promote.
 
-    Stages whose result is in the store already are not done again; an interrupted run goes on.
+    Stages whose result is in the store already are not done again; an interrupted run goes on. Exit code 5
+    if everything was done but the bundle was not promoted.
     """
     summary = _flow(config, set_, refresh, "promote")
     _show_run(summary)
     OUTPUT.finish(summary)
+    _check_promotion(summary)
 
 
 @app.command()
@@ -120,11 +123,7 @@ def promote(
     overrides = [*(set_ or ()), *(["promote.force=true"] if force else [])]
     summary = _flow(config, overrides, refresh, "promote")
     OUTPUT.finish(summary)
-    decision = summary["promotion"]
-    if not decision["promoted"]:
-        raise RefusedError(
-            f"bundle {decision['bundle']} {decision['reason']}; --force promotes it all the same"
-        )
+    _check_promotion(summary)
 
 
 @app.command()
@@ -189,16 +188,32 @@ def _show_index(summary: dict[str, Any]) -> None:
 
 def _show_run(summary: dict[str, Any]) -> None:
     _show_evaluation(summary)
-    decision = summary["promotion"]
+    decision, store = summary["promotion"], _shown(summary["store"])
     say = OUTPUT.console.out
     if summary["all_cached"]:
         say("nothing to do: every stage was cached", highlight=False)
-    verb = "serves" if decision["promoted"] else "does NOT serve"
-    say(f"{summary['store']} {verb} bundle {decision['bundle']}: {decision['reason']}", highlight=False)
     if decision["promoted"]:
-        say(f"next: twotower serve {summary['store']}", highlight=False)
-    else:
-        say(
-            "next: more clicks or other settings; `twotower promote CONFIG --force` serves it anyway",
-            highlight=False,
-        )
+        say(f"{store} serves bundle {decision['bundle']}: {decision['reason']}", highlight=False)
+        say(f"next: twotower serve {shlex.quote(store)}", highlight=False)
+
+
+def _check_promotion(summary: dict[str, Any]) -> None:
+    """Raise what ends a command with its own exit code where the bundle was not promoted."""
+    decision = summary["promotion"]
+    if decision["promoted"]:
+        return
+    from pipelines.stored import force_command
+    from serving.store import Store
+
+    champion = Store(Path(summary["store"])).champion()
+    served = f"serves {champion.bundle_id} as before" if champion else "serves nothing yet"
+    raise RefusedError(
+        f"bundle {decision['bundle']} {decision['reason']}; {_shown(summary['store'])} {served}; bring more "
+        f"clicks or change settings, or promote it all the same: {force_command(summary)}"
+    )
+
+
+def _shown(path: str) -> str:
+    """Return a path as short as it can be typed from here."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

@@ -8,10 +8,12 @@ import typer
 
 from features.errors import ArtifactError, TwotowerError
 from pipelines.options import Debug, Json, StorePath
-from pipelines.output import OUTPUT, reported
+from pipelines.output import OUTPUT, counted, reported
 from pipelines.report import print_table
+from pipelines.stored import open_store, published
 from pipelines.workspace import Workspace
 from serving.bundle_list import describe
+from serving.candidates import shown_size
 from serving.pruning import prune as prune_store
 from serving.store import Store
 
@@ -24,12 +26,12 @@ _SYSTEM = "towers"
 @reported
 def bundles(store: StorePath, json: Json = False, debug: Debug = False) -> None:
     """List the store's bundles, oldest first, with their metrics; a star marks the champion."""
-    opened = _opened(store)
+    opened = open_store(store)
     champion = opened.champion()
     served = champion.bundle_id if champion else None
     entries = [_entry(opened, bundle_id, served) for bundle_id in opened.bundle_ids()]
     metrics = list(dict.fromkeys(name for entry in entries for name in entry["metrics"]))
-    header = ["bundle", "made", "documents", "index", *metrics, "MB", "state"]
+    header = ["bundle", "made", "documents", "index", *metrics, "size", "state"]
     lines = [
         [
             entry["bundle_id"] + (" *" if entry["champion"] else ""),
@@ -37,13 +39,13 @@ def bundles(store: StorePath, json: Json = False, debug: Debug = False) -> None:
             "" if entry["documents"] is None else f"{entry['documents']:,}",
             entry["index"],
             *(f"{entry['metrics'][name]:.4f}" if name in entry["metrics"] else "" for name in metrics),
-            f"{entry['bytes'] / 1e6:.1f}",
+            shown_size(entry["bytes"]),
             entry["damage"] or "",
         ]
         for entry in entries
     ]
     left = ("made", "index", "state")
-    print_table(OUTPUT.console, f"{store}: {len(entries)} bundles", header, lines, left=left)
+    print_table(OUTPUT.console, f"{store}: {counted(len(entries), 'bundle')}", header, lines, left=left)
     OUTPUT.finish({"store": str(store), "champion": served, "bundles": entries})
 
 
@@ -62,12 +64,15 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Open bundles as a server would: digests, trial load, canaries; exit code 4 if one is refused."""
-    opened = _opened(store)
+    opened = open_store(store)
     opened.history()
+    names = opened.bundle_ids() if bundle_id is None else [published(opened, bundle_id)]
+    if not names:
+        raise ArtifactError(f"{store} has no bundle to open; `twotower run CONFIG` makes one")
     from serving.bundle import load
 
     found: dict[str, str | None] = {}
-    for name in opened.bundle_ids() if bundle_id is None else [bundle_id]:
+    for name in names:
         try:
             load(opened.bundle(name).path, "cpu", tuple(trusted_key or ()))
             found[name] = None
@@ -77,9 +82,8 @@ def verify(
     OUTPUT.finish({"store": str(store), "bundles": found})
     refused = [name for name, problem in found.items() if problem]
     if refused:
-        raise ArtifactError(
-            f"{len(refused)} of {len(found)} bundles are refused: {', '.join(refused)}; export them again"
-        )
+        of_all = f"{len(refused)} of {counted(len(found), 'bundle')}"
+        raise ArtifactError(f"{of_all} refused: {', '.join(refused)}; export again")
 
 
 @app.command()
@@ -98,7 +102,8 @@ def rollback(
     Earlier champions that are not whole any more are passed over. A bundle that was rolled back from is
     promoted again only with `twotower promote --force`.
     """
-    champion, passed_over = _opened(store).roll_back(to, reason)
+    opened = open_store(store)
+    champion, passed_over = opened.roll_back(None if to is None else published(opened, to), reason)
     for problem in passed_over.values():
         OUTPUT.console.out(f"passed over: {problem}", highlight=False)
     OUTPUT.console.out(
@@ -138,7 +143,7 @@ def prune(
     debug: Debug = False,
 ) -> None:
     """Remove old bundles, and what killed runs left behind."""
-    opened = _opened(store)
+    opened = open_store(store)
     with Workspace(store).lock():
         done = prune_store(opened, keep, keep_days, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
@@ -151,7 +156,8 @@ def prune(
         say(f"{verb} collection {name} of Milvus", highlight=False)
     for name, why in done.left.items():
         say(f"left collection {name} in Milvus, drop it there: {why}", highlight=False)
-    say(f"{verb} {len(done.removed)} bundles, {done.freed / 1e6:.1f} MB in all", highlight=False)
+    removed = counted(len(done.removed), "bundle")
+    say(f"{verb} {removed}, {shown_size(done.freed)} in all", highlight=False)
     OUTPUT.finish(
         {
             "store": str(store),
@@ -176,15 +182,17 @@ def vectors(
     debug: Debug = False,
 ) -> None:
     """Write the vectors of a bundle's documents as Parquet: `doc_id` and `vector`."""
-    opened = _opened(store)
+    opened = open_store(store)
     from pipelines.comparison import champion_id
     from serving.bundle import load
     from serving.vectors_file import write_vectors
 
-    chosen = champion_id(store) if bundle == "champion" else bundle
+    chosen = champion_id(store) if bundle == "champion" else published(opened, bundle)
     written = load(opened.bundle(chosen).path, "cpu")
     count = write_vectors(written, path)
-    OUTPUT.console.out(f"{path} holds {count:,} vectors of bundle {written.bundle_id}", highlight=False)
+    OUTPUT.console.out(
+        f"{path} holds {counted(count, 'vector')} of bundle {written.bundle_id}", highlight=False
+    )
     OUTPUT.finish(
         {
             "store": str(store),
@@ -194,12 +202,6 @@ def vectors(
             "dimension": written.index.dimension,
         }
     )
-
-
-def _opened(store: Path) -> Store:
-    if not store.is_dir():
-        raise ArtifactError(f"{store} is not a folder; give the `store` of a configuration that was run")
-    return Store(store)
 
 
 def _entry(store: Store, bundle_id: str, champion: str | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`twotower update`: documents of a served bundle added, replaced and deleted without a training."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +9,8 @@ import typer
 
 from features.errors import ArtifactError, ConfigError, SchemaError
 from pipelines.options import Debug, Json, StorePath
-from pipelines.output import OUTPUT, reported
+from pipelines.output import OUTPUT, counted, reported
+from pipelines.stored import open_store, published
 from pipelines.workspace import Workspace
 from serving.signing import SignConfig, read_private_key, sign
 from serving.store import Store
@@ -28,7 +30,8 @@ def update(
         typer.Option(
             "--documents",
             metavar="FILE",
-            help="Documents to add or to replace: CSV, JSON lines or Parquet with the catalogue's columns.",
+            help="Documents to add or to replace: CSV, JSON lines or Parquet with doc_id, every feature of "
+            "the configuration, and title, text, image, updated_at where there are any, under these names.",
         ),
     ] = None,
     delete: Annotated[
@@ -52,8 +55,11 @@ def update(
     debug: Debug = False,
 ) -> None:
     """Add, replace and delete documents of a bundle without training: a new bundle, its parent unchanged."""
-    if not store.is_dir():
-        raise ArtifactError(f"{store} is not a folder; give the `store` of a configuration that was run")
+    opened = open_store(store)
+    if not documents and not delete:
+        raise ConfigError("nothing to change; give --documents FILE, --delete ID, or both")
+    if bundle != "champion":
+        published(opened, bundle)
     if len(documents or []) > 1:
         raise ConfigError("--documents was given more than once; put all documents into one file")
     if sign_key is not None:
@@ -77,15 +83,18 @@ def _update(
     from pipelines.comparison import champion_id
 
     parent = Store(store).bundle(champion_id(store) if bundle == "champion" else bundle)
-    sys.stderr.write("updating  torch and faiss are loaded first; this takes some seconds\n")
     import pyarrow.parquet as pq
 
-    from features.changes import read_changes
-    from serving.update import Changes, UpdateConfig, update
-
+    catalogue = pq.read_table(parent.path / "documents.parquet")
+    _check_deleted(deleted, catalogue["doc_id"].to_pylist(), f"bundle {parent.path.name} of {store}")
     rows = None
     if documents is not None:
-        rows = read_changes(documents, pq.read_table(parent.path / "documents.parquet"))
+        from features.changes import read_changes
+
+        rows = read_changes(documents, catalogue)
+    sys.stderr.write("updating  torch and faiss are loaded first; this takes some seconds\n")
+    from serving.update import Changes, UpdateConfig, update
+
     workspace = Workspace(store)
     record = next((r for r in workspace.records("exports") if r.get("bundle") == parent.path.name), None)
     artifact = update(
@@ -127,22 +136,36 @@ def _ids(given: list[str]) -> list[str]:
         try:
             lines = Path(one[1:]).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise SchemaError(f"--delete {one}: no readable text ({error}); name a file of ids") from None
+            why = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise SchemaError(f"--delete {one}: no readable text ({why}); name a file of ids") from None
         ids += [line for line in (line.removesuffix("\r") for line in lines) if line]
     return ids
+
+
+def _check_deleted(deleted: Sequence[str], known: Sequence[str], bundle: str) -> None:
+    """Refuse to delete what a bundle does not have, before torch is loaded."""
+    unknown = sorted(set(deleted) - set(known))
+    if unknown:
+        others = f", nor {counted(len(unknown) - 1, 'other id')} of those given" if len(unknown) > 1 else ""
+        raise SchemaError(
+            f"--delete {unknown[0][:60]}: {bundle} has no such document{others}; leave out what is gone, and "
+            f"write ids as it does, such as {known[0]}"
+        )
 
 
 def _say(store: Path, told: dict[str, Any]) -> None:
     say = OUTPUT.console.out
     recall = told["ann_recall"]
+    queries = counted(recall["queries"], "query", "queries")
     say(
         f"bundle {told['bundle']} from {told['parent']}: {told['added']} added, {told['updated']} updated, "
-        f"{told['deleted']} deleted, {told['documents']:,} documents, {told['tombstones']} tombstones"
+        f"{told['deleted']} deleted, {counted(told['documents'], 'document')}, "
+        f"{counted(told['tombstones'], 'tombstone')}"
         f"{', index built again' if told['rebuilt'] else ''}",
         highlight=False,
     )
     say(
-        f"ANN recall@{recall['k']} {recall['value']:.4f} on {recall['queries']} queries ({recall['split']})",
+        f"ANN recall@{recall['k']} {recall['value']:.4f} on {queries} ({recall['split']})",
         highlight=False,
     )
     served = "serves it now" if told["promoted"] else "does not serve it; --promote would"

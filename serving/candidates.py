@@ -58,7 +58,7 @@ def candidates(
             if memory is None or candidate.size <= memory:
                 kept.append(candidate)
                 break
-            out.append(LeftOut(candidate.factory, f"about {_megabytes(candidate.size)}, over index.memory"))
+            out.append(LeftOut(candidate.factory, f"about {shown_size(candidate.size)}, over index.memory"))
     return list({candidate.factory: candidate for candidate in kept}.values()), out
 
 
@@ -66,6 +66,14 @@ def lists_for(count: int) -> int:
     """Return the number of inverted lists for N documents: a power of two near 4 √N, none thinly filled."""
     wanted = round(math.log2(_LISTS_PER_ROOT * math.sqrt(count)))
     return int(2 ** min(wanted, int(math.log2(max(1, count // _POINTS_PER_LIST)))))
+
+
+def shown_size(size: int) -> str:
+    """Return bytes as people read them: `760 bytes`, `18.4 kB`, `27.2 MB`, `1,024 MB`."""
+    for unit, of in (("MB", 1_000_000), ("kB", 1_000)):
+        if size >= of:
+            return f"{size / of:,.{0 if size >= 100 * of else 1}f} {unit}"
+    return f"{size:,} bytes" if size != 1 else "1 byte"
 
 
 def _families(count: int, dimension: int, device: str) -> list[list[Candidate]]:
@@ -96,7 +104,3 @@ def _families(count: int, dimension: int, device: str) -> list[list[Candidate]]:
     links = count * (4 * 2 * _LINKS + 16)
     families.append([Candidate(f"HNSW{_LINKS}", exact + links, graph=True)])
     return families
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"

@@ -255,9 +255,21 @@ def _conclude(contest: _Contest, config: IndexConfig) -> Choice:
     else:
         note = (
             f"no setting reaches index.target_recall {contest.target:g}; {factory} comes closest, {reached}; "
-            "raise index.memory, name another index.factory or lower the target"
+            f"{_what_helps(contest, config)}"
         )
     return Choice(contest.index, factory, reading.parameters, reading.ann_recall, contest.met, curve, note)
+
+
+def _what_helps(contest: _Contest, config: IndexConfig) -> str:
+    """Return advice on a target that was not reached: only what is set, and may help, is named."""
+    advice = ["lower the target"]
+    if config.automatic and contest.left_out:
+        advice.insert(0, "raise index.memory")
+    if config.factory is not None:
+        advice.insert(0, "remove index.factory to have one chosen")
+        if config.search:
+            advice.insert(0, "remove index.search to have it tuned")
+    return " or ".join(advice)
 
 
 def _built(

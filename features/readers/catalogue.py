@@ -9,10 +9,10 @@ from ibis.backends import BaseBackend
 from pydantic import BeforeValidator, Field
 
 from features.config import Config
-from features.errors import ConfigError, SchemaError
+from features.errors import ConfigError
 from features.readers.files import Kind, Paths, describe, find_files
 from features.readers.raw import RESERVED, check_names
-from features.readers.relations import Relation, Wanted
+from features.readers.relations import MissingColumnError, Relation, Wanted
 from features.readers.values import Zone, identifier, literal
 from features.tables import DOCUMENTS, Refusal
 
@@ -89,9 +89,10 @@ def _wanted(config: CatalogueConfig, available: Sequence[str]) -> dict[str, Want
         wanted[feature] = Wanted((column,), "feature")
     described = any(wanted[name].required or name in available for name in ("title", "text", "image"))
     if not described and not config.features:
-        raise SchemaError(
+        raise MissingColumnError(
             f"{Path(config.path[0]).name}: no title, text or feature of a document; map under "
-            f"documents.columns one of: {', '.join(available)}"
+            f"documents.columns one of: {', '.join(available)}",
+            available,
         )
     return wanted
 

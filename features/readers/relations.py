@@ -27,6 +27,18 @@ _SQL_TYPES: Final[dict[As, str]] = {
 }
 
 
+class MissingColumnError(SchemaError):
+    """A file lacks a column that is needed.
+
+    Attributes:
+        columns: Those it has.
+    """
+
+    def __init__(self, message: str, columns: Sequence[str]) -> None:
+        super().__init__(message)
+        self.columns = list(columns)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A column to take from the files.
@@ -106,7 +118,7 @@ class Relation:
         """Read every row into the table `name`.
 
         Raises:
-            SchemaError: If a file lacks a required column; the message lists those it has.
+            MissingColumnError: If a file lacks a required column; the message lists those it has.
         """
         selects = [
             _select(file, opened, wanted) for file, opened in zip(self._files, self._opened, strict=True)
@@ -166,7 +178,9 @@ def _select(file: SourceFile, opened: _Opened, wanted: Mapping[str, Wanted]) -> 
         if missing and column.required:
             has = ", ".join(opened.columns) or "none"
             what = f" (for {name})" if name != missing[0] else ""
-            raise SchemaError(f"{file.name} has no column {missing[0]!r}{what}; map {name} to one of: {has}")
+            raise MissingColumnError(
+                f"{file.name} has no column {missing[0]!r}{what}; map {name} to one of: {has}", opened.columns
+            )
         values = [opened.value(c, used, column.read_as) for c in column.columns if c in available]
         joined = (
             f"nullif(concat_ws(chr(10), {', '.join(values)}), '')" if len(values) > 1 else "".join(values)

@@ -1,14 +1,17 @@
 import asyncio
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from typer.testing import CliRunner
 
 from features.artifact import Artifact
 from features.errors import ConfigError, SchemaError
+from pipelines.cli import app
 from pipelines.commands import evaluate_bundle
 from pipelines.config import load_config
 from pipelines.flows import twotower_run
@@ -302,7 +305,15 @@ def test_a_bundle_that_is_no_better_is_refused_and_the_refusal_remembered(again,
     first = twotower_run(again[0], changes)
     assert not first["promotion"]["promoted"]
     assert "baseline bm25 was not measured" in first["promotion"]["reason"]
-    second = twotower_run(again[0], changes)
+    assert Store(tmp_path / "store").champion() == before
+    sets = [word for change in changes for word in ("--set", change)]
+    done = CliRunner().invoke(app, ["run", again[0], *sets, "--json"])
+    assert done.exit_code == 5
+    second = json.loads(done.stdout.splitlines()[-1])
     assert second["all_cached"]
     assert second["promotion"] == first["promotion"]
-    assert Store(tmp_path / "store").champion() == before
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(f"twotower: bundle {first['promotion']['bundle']} refused (")
+    assert f"serves {before.bundle_id} as before" in last
+    again_by_force = shlex.split(last.partition("promote it all the same: ")[2])
+    assert again_by_force == ["twotower", "promote", again[0], *sets, "--force"]

@@ -103,7 +103,7 @@ def test_verify_names_each_refused_bundle_and_ends_with_4(store: Store):
     code, said, told = run("verify", store.root, first)
     assert code == 4
     assert list(told["bundles"]) == [first]
-    assert "1 of 1 bundles are refused" in said
+    assert "1 of 1 bundle refused" in said
 
 
 @pytest.mark.parametrize("command", [["bundles"], ["verify"], ["rollback"], ["prune", "--keep", "1"]])

@@ -56,10 +56,15 @@ def store(shop_text: str, shop_data: Path, tmp_path_factory) -> Store:
 
 
 MISTAKES = [
-    ([], 3, "nothing to change"),
-    (["--delete", "nobody"], 3, "'nobody' is to be deleted, but the bundle has no such document"),
-    (["--delete", "@nowhere.txt"], 3, "no readable text"),
-    (["--documents", "nowhere.csv", "--delete", "x"], 3, "does not exist"),
+    ([], 2, "nothing to change; give --documents FILE, --delete ID, or both"),
+    (
+        ["--delete", "nobody"],
+        3,
+        "has no such document; leave out what is gone, and write ids as it does, such",
+    ),
+    (["--delete", "nobody", "--delete", "none"], 3, "no such document, nor 1 other id of those given;"),
+    (["--delete", "@nowhere.txt"], 3, "no readable text (No such file or directory)"),
+    (["--documents", "nowhere.csv"], 3, "nowhere.csv does not exist"),
     (["--bundle", "../../etc", "--delete", "x"], 4, "is not a bundle id"),
     (["--rebuild-share", "2", "--delete", "x"], 2, "rebuild-share"),
 ]
@@ -73,6 +78,25 @@ def test_a_mistake_is_one_line_and_publishes_nothing(store: Store):
         assert said in done[1]
         assert "Traceback" not in done[1]
     assert {path for path in store.root.rglob("*") if path.name != ".lock"} == before
+
+
+def test_a_file_of_changes_is_told_the_columns_it_needs_and_those_it_has(store: Store, tmp_path: Path):
+    for header, said in [
+        (
+            "sku,name,price",
+            "has the columns sku, name, price, not doc_id, category, brand; name them as this",
+        ),
+        (
+            "doc_id,title,category,brand",
+            "has the columns doc_id, title, category, brand, not price; name them",
+        ),
+    ]:
+        (tmp_path / "new.csv").write_text(f"{header}\n{','.join('1' * len(header.split(',')))}\n")
+        code, told, _ = run("update", store.root, "--documents", tmp_path / "new.csv")
+        assert code == 3
+        assert told.splitlines()[-1].startswith(f"twotower: new.csv {said}")
+        assert "it needs doc_id, category, brand, price, and may have title, text, image, updated_at" in told
+        assert "map" not in told
 
 
 def test_documents_are_added_replaced_and_deleted_from_the_command_line(

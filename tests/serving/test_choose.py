@@ -8,7 +8,7 @@ import pytest
 from features.artifact import Artifact
 from features.errors import ConfigError
 from serving.build import IndexConfig, SharedLists, build
-from serving.candidates import SMALL, candidates, lists_for
+from serving.candidates import SMALL, candidates, lists_for, shown_size
 from serving.choose import choose
 from serving.curve import Curve, Setting, fastest, frontier
 from serving.export import export
@@ -66,7 +66,33 @@ def test_a_target_out_of_reach_within_the_memory_is_said():
     assert choice.ann_recall < 0.999
     assert choice.ann_recall == max(setting.ann_recall for setting in choice.curve.settings)
     assert "no setting reaches index.target_recall 0.999" in choice.note
+    assert choice.note.endswith("; raise index.memory or lower the target")
     assert choice.index.stored_bytes <= 1_100_000
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ({"factory": "SQ8"}, "remove index.factory to have one chosen or lower the target"),
+        (
+            {"factory": "IVF16,SQ8", "search": {"nprobe": 1}, "memory": "1GB"},
+            "remove index.search to have it tuned or remove index.factory to have one chosen or lower "
+            "the target",
+        ),
+    ],
+)
+def test_advice_on_a_target_out_of_reach_names_only_what_is_set(given, advice):
+    config = IndexConfig(target_recall=1.0, k=10, device="cpu", **given)
+    vectors = RNG.normal(size=(2_000, D)).astype(np.float32)
+    choice = choose(vectors, vectors[:50] + np.float32(0.3), config, "dot")
+    assert choice.met is False
+    assert choice.note.endswith(f"tuning queries; {advice}")
+
+
+def test_sizes_are_said_in_the_unit_that_shows_them():
+    shown = [shown_size(size) for size in (0, 1, 999, 1_500, 960_000, 1_040_000, 27_150_000, 512_000_000)]
+    assert shown == ["0 bytes", "1 byte", "999 bytes", "1.5 kB", "960 kB", "1.0 MB", "27.1 MB", "512 MB"]
+    assert shown_size(5_120_000_000) == "5,120 MB"
 
 
 def test_memory_leaves_out_what_does_not_fit_and_says_how_much_it_takes():
@@ -83,7 +109,7 @@ def test_memory_leaves_out_what_does_not_fit_and_says_how_much_it_takes():
 
 def test_a_memory_that_holds_nothing_is_refused_with_what_the_smallest_takes():
     config = IndexConfig(target_recall=0.9, memory="10kB", device="cpu")
-    with pytest.raises(ConfigError, match=r"10,000 bytes holds no index of 30,000 × 32.*SQ8 about 1 MB"):
+    with pytest.raises(ConfigError, match=r"10,000 bytes holds no index of 30,000 × 32.*SQ8 about 960 kB"):
         choose(DOCUMENTS, QUERIES, config, "cosine")
 
 

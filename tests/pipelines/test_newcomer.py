@@ -1,0 +1,128 @@
+"""What somebody new types by mistake: each answer is one line, at once, and says what to type next."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from features.artifact import publish
+from pipelines.cli import app
+from pipelines.output import counted
+from pipelines.stored import force_command
+from pipelines.workspace import Workspace
+from serving.store import Store
+
+PROGRAM = """
+import json, sys
+from pipelines.cli import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        print(ended.code)
+print(*({"torch", "faiss", "mlflow", "prefect", "duckdb"} & sys.modules.keys()))
+"""
+
+
+def publish_bundle(store: Store, name: str) -> str:
+    with publish(store.root / "new", "bundle", {"name": name}) as staging:
+        (staging / "file").write_bytes(b"1")
+    bundle_id = json.loads((store.root / "new" / "manifest.json").read_text())["digest"][:16]
+    (store.root / "new").rename(store.bundles / bundle_id)
+    return str(bundle_id)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """One bundle, never promoted."""
+    store = Store(tmp_path / "store")
+    store.bundles.mkdir(parents=True)
+    publish_bundle(store, "a")
+    return store
+
+
+def said(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return done.exit_code, done.stderr.strip()
+
+
+def test_mistakes_are_answered_before_a_heavy_library_is_loaded(store: Store):
+    root, unknown = str(store.root), "0" * 16
+    commands = [
+        ["--help"],
+        ["bundles", root],
+        ["prune", root],
+        ["update", root],
+        ["update", root, "--delete", "x", "--bundle", unknown],
+        ["verify", root, unknown],
+        ["search", root, "shoes", "--bundle", unknown],
+        ["rollback", root, "--to", unknown],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(commands)], capture_output=True, text=True, timeout=60
+    )
+    codes = [line for line in done.stdout.splitlines() if line.isdigit()]
+    assert codes == ["0", "0", "2", "2", "4", "4", "4", "4"]
+    assert done.stdout.splitlines()[-1] == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 6
+    assert all(f"`twotower bundles {root}` lists its bundles" in line for line in lines[2:])
+
+
+@pytest.mark.parametrize("command", ["verify", "rollback", "search", "vectors", "update"])
+def test_a_bundle_that_is_not_there_is_named_with_what_lists_those_that_are(store: Store, command: str):
+    arguments = {
+        "verify": ["nosuch"],
+        "rollback": ["--to", "nosuch"],
+        "search": ["shoes", "--bundle", "nosuch"],
+        "vectors": ["out.parquet", "--bundle", "nosuch"],
+        "update": ["--delete", "x", "--bundle", "nosuch"],
+    }[command]
+    code, line = said(command, store.root, *arguments)
+    assert code == 4
+    assert line == (
+        "twotower: 'nosuch' is not a bundle id (16 hexadecimal digits); "
+        f"`twotower bundles {store.root}` lists its bundles"
+    )
+
+
+def test_a_store_without_a_champion_says_how_to_get_one(store: Store):
+    (only,) = store.bundle_ids()
+    code, line = said("search", store.root, "shoes")
+    assert code == 4
+    assert (
+        f"{store.root} has no champion, nothing was promoted yet; name its only bundle (--bundle {only})"
+        in line
+    )
+    assert "`twotower promote CONFIG --force`" in line
+    newest = publish_bundle(store, "b")
+    made = [{"stage": "export", "path": str(store.bundles / newest)}]
+    run = {"stages": made, "config": "my shop.yaml", "overrides": ["seed=7"]}
+    Workspace(store.root).write_record("runs", "0" * 32, run)
+    for command in (["search", store.root, "shoes"], ["compare", store.root, store.root]):
+        code, line = said(*command)
+        assert code == 4
+        assert f"name the newest of its 2 bundles (--bundle {newest})" in line
+        assert "`twotower promote 'my shop.yaml' --set seed=7 --force`" in line
+    assert force_command({}) == "twotower promote CONFIG --force"
+
+
+def test_verifying_a_store_without_a_bundle_does_not_pass(tmp_path: Path):
+    assert said("verify", tmp_path) == (
+        4,
+        f"twotower: {tmp_path} has no bundle to open; `twotower run CONFIG` makes one",
+    )
+
+
+def test_counts_have_nouns_in_the_number_that_fits(store: Store):
+    assert [counted(1, "bundle"), counted(0, "bundle"), counted(2000, "query", "queries")] == [
+        "1 bundle",
+        "0 bundles",
+        "2,000 queries",
+    ]
+    assert (
+        CliRunner().invoke(app, ["bundles", str(store.root)]).stdout.startswith(f"{store.root}: 1 bundle\n")
+    )
