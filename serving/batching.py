@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
+import faiss
 from pydantic import Field
 
 from features.config import Config
@@ -74,15 +76,22 @@ class Batcher:
     Args:
         config: Sizes.
         watch: Told of every batch.
+        threads: How many threads faiss may use for a batch; None: as many as it likes.
     """
 
-    def __init__(self, config: BatchingConfig | None = None, watch: BatchWatch | None = None) -> None:
+    def __init__(
+        self,
+        config: BatchingConfig | None = None,
+        watch: BatchWatch | None = None,
+        threads: int | None = None,
+    ) -> None:
         self.config = config or BatchingConfig()
         self._watch = watch
         self._waiting: deque[_Job] = deque()
         self._queued = 0
         self._running = 0
-        self._threads = ThreadPoolExecutor(self.config.workers, thread_name_prefix="search")
+        limit = None if threads is None else partial(faiss.omp_set_num_threads, threads)  # of each thread
+        self._threads = ThreadPoolExecutor(self.config.workers, "search", initializer=limit)
         self._batches: set[asyncio.Task[None]] = set()
 
     @property

@@ -21,7 +21,7 @@ from serving.vectors import Vectors, check_similarity
 _POINTS_PER_LIST = 39  # what faiss asks for at least
 _ITERATIONS = 6
 _CAGRA = re.compile(r"CAGRA(?P<degree>\d{1,3})")
-_CHANGES_MEANING = re.compile(r"(^|,)(L2norm|IDMap2?)(,|$)")
+_CHANGES_MEANING = re.compile(r"(^|[,(])(L2norm|IDMap2?|PCA[RW]?\d+|ITQ\d*)([,)]|$)")
 
 
 class IndexConfig(Config):
@@ -65,7 +65,8 @@ class IndexConfig(Config):
     def _keeps_ids_and_metric(cls, factory: str | None) -> str | None:
         if factory is not None and _CHANGES_MEANING.search(factory):
             raise ValueError(
-                f"{factory!r} would change ids or similarity; leave L2norm and IDMap out of the factory"
+                f"{factory!r} would change ids or similarity (PCA and ITQ subtract the mean); leave L2norm, "
+                "IDMap, PCA and ITQ out of the factory"
             )
         return factory
 

@@ -2,6 +2,7 @@ import asyncio
 import threading
 import time
 
+import faiss
 import pytest
 
 from serving.batching import DEADLINE, Batcher, BatchingConfig, BusyError
@@ -190,3 +191,19 @@ def test_an_index_that_does_not_answer_is_not_asked_again_for_each_request_of_th
     batches, kinds = asyncio.run(scenario())
     assert batches == [["first"], ["a", "gone", "c"]]
     assert kinds == [list, *[IndexUnavailableError] * 3]
+
+
+def test_faiss_has_as_many_threads_in_a_batch_as_it_is_given():
+    class Counting(Slow):
+        def one(self, search: Search) -> Answer | QueryError:
+            return Answer([], faiss.omp_get_max_threads(), [], 0.0, 0.0)
+
+    async def run() -> None:
+        for threads in (1, 3):
+            batcher = Batcher(threads=threads)
+            [answer] = await batcher.answer(Counting(), texts("a"))
+            assert isinstance(answer, Answer)
+            assert answer.k == threads
+            await batcher.close()
+
+    asyncio.run(run())

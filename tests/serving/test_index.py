@@ -97,9 +97,15 @@ def test_a_factory_that_cannot_be_built_is_one_line_with_the_numbers(factory, co
     assert ".cpp" not in str(caught.value)
 
 
-@pytest.mark.parametrize("factory", ["L2norm,Flat", "IDMap,Flat", "IDMap2,HNSW16"])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        *("L2norm,Flat", "IDMap,Flat", "IDMap2,HNSW16"),
+        *("PCA8,Flat", "PCAR16,IVF4,Flat", "PCAW8,SQ8", "ITQ16,Flat", "IVF4,Flat,Refine(PCA8,Flat)"),
+    ],
+)
 def test_a_factory_that_changes_ids_or_similarity_is_refused(factory):
-    with pytest.raises(ValidationError, match="leave L2norm and IDMap out"):
+    with pytest.raises(ValidationError, match="leave L2norm, IDMap, PCA and ITQ out"):
         IndexConfig(factory=factory)
 
 
