@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.artifact import publish
+from features.artifact import Artifact, publish
 
 
 @pytest.fixture(scope="session")
@@ -143,3 +143,115 @@ def shop_config(tmp_path, shop_data):
     path = tmp_path / "tiny.yaml"
     path.write_text(SHOP.format(store=tmp_path / "store", data=shop_data))
     return path
+
+
+WORDS = ["red", "blue", "green", "shoe", "lamp", "table", "chair", "sofa", "desk", "rug"]
+
+TEN_DOCUMENTS = """\
+name: bad
+store: {folder}/store
+source:
+  format: columnar
+  path: {folder}/log.csv
+  documents:
+    path: {folder}/documents.jsonl
+    features: [brand]
+examples:
+  query: text
+towers:
+  dimension: 8
+  shared: true
+  query: {{kind: features, text: {{width: 8, word_buckets: 100, ngram_buckets: 100}}}}
+  document: {{kind: features, text: {{width: 8, word_buckets: 100, ngram_buckets: 100}}}}
+train:
+  stages:
+    - {{name: only, batch_size: 8, steps: 2}}
+  early_stopping: null
+"""
+
+
+def log_of_sixty_lists():
+    """Lists of four of ten documents, an hour apart, of which the first is clicked."""
+    rows = [
+        {
+            "impression_id": f"i{number}",
+            "query_text": WORDS[number % len(WORDS)],
+            "user_id": f"u{number % 7}",
+            "timestamp": pd.Timestamp("2024-03-01", tz="UTC") + pd.Timedelta(hours=number),
+            "doc_id": f"d{(number + place) % len(WORDS)}",
+            "position": place + 1,
+            "clicked": place == 0,
+        }
+        for number in range(60)
+        for place in range(4)
+    ]
+    return pd.DataFrame(rows)
+
+
+class SmallShop:
+    """A folder with a log, a catalogue and a configuration, each of which a test may spoil."""
+
+    log = log_of_sixty_lists()
+    documents = pd.DataFrame(
+        {"doc_id": [f"d{n}" for n in range(len(WORDS))], "title": WORDS, "brand": ["x", "y"] * 5}
+    )
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.store = folder / "store"
+        self.config = folder / "bad.yaml"
+        self.config.write_text(TEN_DOCUMENTS.format(folder=folder))
+        self.write(self.log, self.documents)
+
+    def write(self, log=None, documents=None):
+        if log is not None:
+            log.to_csv(self.folder / "log.csv", index=False)
+        if documents is not None:
+            documents.to_json(self.folder / "documents.jsonl", orient="records", lines=True)
+
+    def run(self, *changes, until="ingest"):
+        """Do the stages themselves, without Prefect and MLflow, and return the artifact of the last."""
+        from pipelines.config import load_config
+        from pipelines.stages import Examples, Ingest, Train
+        from pipelines.workspace import StageResult
+        from towers.record import NoRecorder
+
+        config = load_config(self.config, changes)
+        config.source.files()
+        results = []
+        for kind in (Ingest, Examples, Train)[: ("ingest", "examples", "train").index(until) + 1]:
+            outcome = kind(config, *results[-1:]).run(NoRecorder())
+            results.append(StageResult(kind.name, str(outcome.path), outcome.digest, False, 0.0, ""))
+        return Artifact.read(outcome.path, verify=True), outcome.summary
+
+    def left(self):
+        """Everything that a reader could take for a result, finished or not."""
+        folders = ("lake", "examples", "checkpoints", "evaluations", "bundles")
+        paths = [path for name in folders for path in (self.store / name).glob("*")]
+        return sorted(path.relative_to(self.store).parts[0] for path in paths)
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A small shop to be spoilt."""
+    return SmallShop(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def small_shop():
+    """Return the class of such shops, for those that outlast a test."""
+    return SmallShop
+
+
+@pytest.fixture(scope="session")
+def twotower_says():
+    """Return a function that gives the command line words, and returns its exit code and stderr."""
+    from typer.testing import CliRunner
+
+    from pipelines.cli import app
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return done.exit_code, done.stderr.strip()
+
+    return run
