@@ -210,7 +210,9 @@ def open_query_encoder(directory: Path, towers: TwoTower) -> QueryEncoder:
 
 def _open_index(directory: Path, device: str, alive: list[bool]) -> SearchEngine:
     if (directory / MilvusIndex.file).exists():
-        return MilvusIndex.open(directory / MilvusIndex.file)
+        elsewhere = MilvusIndex.open(directory / MilvusIndex.file)
+        elsewhere.claim(directory.parent.resolve().parent)
+        return elsewhere
     return read(directory / Index.file, device, np.array(alive, dtype=bool))
 
 

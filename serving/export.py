@@ -21,6 +21,7 @@ from serving.choose import Choice, choose, store_in_milvus
 from serving.devices import describe_faiss
 from serving.encode import Progress, encode_documents, encode_queries
 from serving.graph_choice import Judged, choose_form
+from serving.milvus import MilvusIndex
 from serving.onnx import FILE as GRAPH_FILE
 from serving.provenance import Sources, describe_versions
 from serving.pruning import abandoned_in, remove
@@ -132,7 +133,8 @@ def _described(
 def publish_bundle(bundles: Path, content: dict[str, Any], write: Callable[[Path], None]) -> Artifact:
     """Write under a hidden name, open it once, and rename it to its id; sweep what killed exports left."""
     for leftover in abandoned_in(bundles):
-        remove(leftover)
+        if not (leftover / "index" / MilvusIndex.file).exists():  # `prune` ends its collection, too
+            remove(leftover)
     hidden = bundles / f".export-{uuid.uuid4().hex}"
     try:
         with publish(hidden, KIND, content, CURVE_FILES) as staging:

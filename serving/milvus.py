@@ -1,7 +1,8 @@
 """The documents' vectors in Milvus, for corpora past one machine: what `serving.index` does, over a service.
 
-A bundle owns one collection, which is written once and never changed. Its name is in the bundle, so that a
-bundle is searched with its own vectors only; canaries and the number of rows are checked as for FAISS.
+A bundle has one collection, which is written once and never changed; bundles of equal vectors have the same
+one, in whichever store they are (`serving.milvus_claims`). Its name is in the bundle, so that a bundle is
+searched with its own vectors only; canaries and the number of rows are checked as for FAISS.
 Filters run in Milvus, on the fields stored beside each vector, and every answer is held against the
 catalogue: a row that the selection forbids is an error, never a hit.
 
@@ -29,6 +30,7 @@ from features.config import Config
 from features.errors import BundleError
 from serving.filters import Selection
 from serving.index import Neighbours, SearchParameter
+from serving.milvus_claims import claim, claims
 from serving.milvus_collection import (
     FILE,
     TOKEN_VARIABLE,
@@ -81,6 +83,7 @@ class MilvusIndex:
         self._client = client
         self._end = weakref.finalize(self, client.close)
         self._stored = stored
+        self.collection = stored.collection
         self.note = f"Milvus collection {stored.collection} ({stored.index_type})"
 
     @classmethod
@@ -112,20 +115,24 @@ class MilvusIndex:
         )
         client = connect(config.uri)
         made = cls(client, stored)
+        claimed: list[str] = []
         with refusing(f"index.milvus: {config.uri}"):
             if client.has_collection(stored.collection):
                 if row_count(client, stored.collection) == stored.rows:
                     client.load_collection(stored.collection)
                     return made
-                client.drop_collection(stored.collection)
+                claimed = _drop_unfinished(client, stored.collection)
             try:
                 _create(client, stored, config)
+                for alias in claimed:
+                    client.create_alias(stored.collection, alias)
                 for batch in batches(checked_ND, documents):
                     client.insert(stored.collection, batch)
                 client.flush(stored.collection)
                 client.load_collection(stored.collection)
             except BaseException:
-                client.drop_collection(stored.collection)
+                if not claimed:
+                    client.drop_collection(stored.collection)
                 raise
         return made
 
@@ -233,14 +240,9 @@ class MilvusIndex:
         """Write the name of the collection, which is all that a bundle holds of it."""
         write_json(path, asdict(self._stored))
 
-    def drop(self) -> None:
-        """Delete the collection; the bundle that names it cannot be opened any more.
-
-        Raises:
-            IndexUnavailableError: If Milvus does not answer.
-        """
-        with self._answering():
-            self._client.drop_collection(self._stored.collection)
+    def claim(self, bundles: Path) -> None:
+        """Say that bundles in a folder use the collection, so that no other store drops it."""
+        claim(self._client, self._stored.collection, bundles)
 
     def close(self) -> None:
         """End the connection."""
@@ -279,6 +281,15 @@ def _fingerprint(document_ND: Vectors, documents: pd.DataFrame, config: MilvusCo
         digest.update(json.dumps(texts, ensure_ascii=False).encode())
     digest.update(f"{config.index_type} {sorted(config.build.items())}".encode())
     return digest.hexdigest()[:32]
+
+
+def _drop_unfinished(client: Any, collection: str) -> list[str]:
+    """Delete a collection that lacks rows, and return the claims on it."""
+    claimed = claims(client, collection)
+    for alias in claimed:  # Milvus drops no collection that has one
+        client.drop_alias(alias)
+    client.drop_collection(collection)
+    return claimed
 
 
 def _create(client: Any, stored: Collection, config: MilvusConfig) -> None:

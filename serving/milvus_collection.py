@@ -6,6 +6,7 @@ pymilvus is imported where it is needed, since it is an extra (`milvus`).
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from features.errors import BundleError, ConfigError, TwotowerError
 
 FILE = "milvus.json"
 """What a bundle's folder `index/` holds of a collection."""
+
+_NAME = re.compile(r"twotower_[0-9a-f]{32}")
+_CONNECT_SECONDS = 10.0
+_START_SECONDS = 60.0  # Milvus Lite runs in this process, which may have little of a processor
 
 URI_VARIABLE = "TWOTOWER_MILVUS_URI"
 TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
@@ -45,28 +50,17 @@ class Collection:
             BundleError: If the file is damaged.
         """
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            stored = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if not _NAME.fullmatch(stored.collection):
+                raise ValueError(f"{stored.collection!r} is none of twotower's")
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise BundleError(f"{path} does not name a collection: {error}") from None
+        return stored
 
     @property
     def address(self) -> str:
         """Where it is now: the environment goes before what the bundle says."""
         return os.environ.get(URI_VARIABLE, self.uri)
-
-
-def drop(stored: Collection) -> None:
-    """Delete a collection, or find it gone; no bundle that names it can be opened any more.
-
-    Raises:
-        ConfigError: If pymilvus is not installed, or Milvus cannot be reached.
-    """
-    client = connect(stored.address)
-    try:
-        with refusing(stored.address):
-            client.drop_collection(stored.collection)
-    finally:
-        client.close()
 
 
 def connect(uri: str) -> Any:
@@ -79,8 +73,9 @@ def connect(uri: str) -> Any:
         from pymilvus import MilvusClient
     except ImportError:
         raise ConfigError("index.milvus needs pymilvus; install the extra `milvus`") from None
+    seconds = _START_SECONDS if uri.endswith(".db") else _CONNECT_SECONDS
     with refusing(uri):
-        return MilvusClient(uri, token=os.environ.get(TOKEN_VARIABLE, ""), timeout=10)
+        return MilvusClient(uri, token=os.environ.get(TOKEN_VARIABLE, ""), timeout=seconds)
 
 
 @contextlib.contextmanager

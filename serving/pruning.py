@@ -2,8 +2,9 @@
 
 The champion and what a rollback would go back to never go. A bundle is renamed out of sight before its files
 are removed; a server that holds one has it in memory. Folders that a killed writer left behind are hidden,
-carry a random name, and are removed when nothing in them has changed for an hour. Vectors that a removed
-bundle kept in Milvus go too, unless a bundle that stays names the same collection.
+carry a random name, and are removed when nothing in them has changed for an hour. Vectors that all these kept
+in Milvus go too, unless a bundle that stays names the same collection or another store claims it
+(`serving.milvus_claims`); they go before the files that name them, so that the next prune ends a killed one.
 """
 
 import logging
@@ -11,13 +12,14 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypedDict
 
 from features.errors import BundleError, TwotowerError
-from serving.milvus_collection import FILE, Collection, drop
+from serving.milvus_claims import release
+from serving.milvus_collection import FILE, Collection
 from serving.store import Store, earlier_champions
 
 ABANDONED_SECONDS = 3_600.0
@@ -40,7 +42,8 @@ class Pruned:
         abandoned: Hidden leftovers, relative to the store.
         freed: Bytes.
         collections: Collections of Milvus that held the vectors of removed bundles only.
-        left: Those of them that could not be removed, and why.
+        left: Further ones that are still there though no other store is known to use them, and why.
+        shared: Further ones that are still there because another store claims them.
     """
 
     removed: list[str]
@@ -49,6 +52,7 @@ class Pruned:
     freed: int
     collections: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    shared: list[str] = field(default_factory=list)
 
 
 def prune(store: Store, keep: int, keep_days: float = 0.0, *, dry_run: bool = False) -> Pruned:
@@ -69,16 +73,17 @@ def prune(store: Store, keep: int, keep_days: float = 0.0, *, dry_run: bool = Fa
         leftovers = abandoned(store)
         going = [*(store.bundle_path(bundle_id) for bundle_id in removed), *leftovers]
         freed = sum(map(_bytes, going))
-        unnamed = _collections(store, removed, kept)
+        unnamed = _collections(going, (store.bundle_path(bundle_id) for bundle_id in kept))
         if not dry_run:
             going = [_out_of_sight(path) for path in going]
-    if not dry_run:
-        for path in going:
-            remove(path)
-    left = {} if dry_run else _drop(unnamed)
     names = [path.relative_to(store.root).as_posix() for path in leftovers]
-    dropped = [stored.collection for stored in unnamed if stored.collection not in left]
-    return Pruned(removed, kept, names, freed, dropped, left)
+    done = Pruned(removed, kept, names, freed, [stored.collection for stored in unnamed])
+    if dry_run:
+        return done
+    ended = _release(unnamed, store.bundles)
+    for path in going:
+        remove(path)
+    return replace(done, **ended)
 
 
 def abandoned(store: Store) -> list[Path]:
@@ -103,29 +108,51 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _collections(store: Store, removed: Iterable[str], kept: Iterable[str]) -> list[Collection]:
-    """Return the collections that removed bundles name and no other bundle of the store does."""
-    staying = {stored.collection for stored in _named(store, kept)}
-    going = {stored.collection: stored for stored in _named(store, removed)}
-    return [stored for name, stored in going.items() if name not in staying]
+def _collections(going: Iterable[Path], staying: Iterable[Path]) -> list[Collection]:
+    """Return the collections that what is removed names and no bundle that stays does."""
+    kept = {stored.collection for stored in map(_named, staying) if stored is not None}
+    found = {stored.collection: stored for stored in map(_named, going) if stored is not None}
+    return [stored for name, stored in found.items() if name not in kept]
 
 
-def _named(store: Store, bundle_ids: Iterable[str]) -> Iterator[Collection]:
-    for bundle_id in bundle_ids:
-        with suppress(BundleError):  # most bundles have none, and a damaged one cannot be opened either
-            yield Collection.read(store.bundle_path(bundle_id) / "index" / FILE)
+def _named(bundle: Path) -> Collection | None:
+    """Return the collection that a bundle, or what was to become one, names; most have none."""
+    try:
+        return Collection.read(bundle / "index" / FILE)
+    except BundleError:  # a damaged one cannot be opened either
+        return None
 
 
-def _drop(collections: Iterable[Collection]) -> dict[str, str]:
-    """Delete collections; return those that are still there, with why."""
-    left = {}
+class _Ended(TypedDict):
+    """What became of collections."""
+
+    collections: list[str]
+    left: dict[str, str]
+    shared: list[str]
+
+
+def _release(collections: Iterable[Collection], bundles: Path) -> _Ended:
+    """Take this store's claims off collections, and delete those that no other store claims."""
+    ended = _Ended(collections=[], left={}, shared=[])
     for stored in collections:
+        name = stored.collection
         try:
-            drop(stored)
+            state = release(stored, bundles)
         except TwotowerError as error:
-            left[stored.collection] = str(error)
-            log.warning("collection %s stays in Milvus, drop it there: %s", stored.collection, error)
-    return left
+            ended["left"][name] = str(error)
+            log.warning("collection %s stays in Milvus, drop it there: %s", name, error)
+            continue
+        if state == "dropped":
+            ended["collections"].append(name)
+        elif state == "shared":
+            ended["shared"].append(name)
+            log.warning("collection %s stays in Milvus, since another store claims it", name)
+        else:
+            ended["left"][name] = "no store has claimed it, so that another one may use it"
+            log.warning(
+                "collection %s stays in Milvus: no store has claimed it; drop it if none uses it", name
+            )
+    return ended
 
 
 def _kept(store: Store, keep: int, keep_days: float) -> dict[str, str]:
