@@ -27,7 +27,8 @@ from typing import Any
 from features.artifact import Artifact
 from pipelines.config import RunConfig, load_config
 from pipelines.report import markdown, results_grid
-from pipelines.stages import Evaluate, Examples, Ingest, Stage, Train
+from pipelines.stage import Stage
+from pipelines.stages import Evaluate, Examples, Ingest, Train
 from pipelines.workspace import StageResult
 from towers.record import NoRecorder
 from towers.seeds import combine_evaluations, compare_evaluations

@@ -127,12 +127,27 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, base: Path | None 
     if not isinstance(located.data, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values at the top")
     for assignment in overrides:
-        override(located, assignment)
+        override(located, assignment, _default_list)
     try:
         config = RunConfig.model_validate(located.data)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, located, RunConfig))) from None
     return cast(RunConfig, absolute_paths(config, base or Path.cwd()))
+
+
+def _default_list(key: Key) -> list[Any] | None:
+    """Return the default of a list of the configuration, as YAML would have it; None of anything else."""
+    model: Any = RunConfig
+    for part in key[:-1]:
+        field = model.model_fields.get(part)
+        model = None if field is None else field.annotation
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return None
+    field = model.model_fields.get(key[-1])
+    default = None if field is None else field.get_default(call_default_factory=True, validated_data={})
+    if not isinstance(default, list | tuple):
+        return None
+    return [item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in default]
 
 
 def dump_config(config: RunConfig) -> str:

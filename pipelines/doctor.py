@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from features.errors import TwotowerError
 from pipelines.environment import usable_cores
+from pipelines.located_yaml import read_located_yaml
 from pipelines.output import OUTPUT
 
 _OPTIONAL = {
@@ -32,6 +33,8 @@ class Finding(TypedDict):
 
 def examine(config: Path | None) -> list[Finding]:
     """Look at the machine, and at a configuration's data and servers if one is given; print as it goes."""
+    if config is not None:
+        read_located_yaml(config)  # a wrong path is told before anything else
     parts = [_machine(), _packages(), _accelerators(), _extras(), _prefect()]
     if config is not None:
         parts.append(_configured(config))

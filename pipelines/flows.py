@@ -21,6 +21,7 @@ from pipelines import stages
 from pipelines.comparison import read_evaluation
 from pipelines.config import RunConfig, load_config
 from pipelines.progress import Progress, Recorders
+from pipelines.stage import Stage
 from pipelines.tracking import Tracking, without_secrets
 from pipelines.workspace import STAGES, StageResult, Workspace
 
@@ -84,7 +85,7 @@ def promote(run: RunContext, bundle: StageResult, evaluation: StageResult) -> An
     return _perform(run, stages.Promote(run.config, bundle, evaluation))
 
 
-def _perform(run: RunContext, stage: stages.Stage) -> Any:
+def _perform(run: RunContext, stage: Stage) -> Any:
     """Find the stage's work or do it, and record either in MLflow, in Prefect and on the console."""
     run.progress.start(stage.name)
     started = time.monotonic()

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,11 +119,22 @@ def _refuse_repeated_keys(loader: _Loader, node: yaml.MappingNode, located: Loca
         seen[name] = line
 
 
-def override(located: Located, assignment: str) -> None:
+def no_default(_key: Key) -> None:
+    """Say that a list that is not in a document has no elements to change."""
+
+
+def override(
+    located: Located, assignment: str, default_list: Callable[[Key], list[Any] | None] = no_default
+) -> None:
     """Change one value in place, as `--set a.b=value` asks; the value is read as YAML.
 
     A number addresses a list element (`train.stages.0.batch_size=64`), and the first number past the end
     appends one; mappings on the way that are absent are created.
+
+    Args:
+        located: The document to change.
+        assignment: `key=value`.
+        default_list: Gives the elements of a list that the document leaves to its default, if it has any.
 
     Raises:
         ConfigError: If the assignment is not `key=value`, or the key goes through something that is
@@ -147,7 +158,8 @@ def override(located: Located, assignment: str) -> None:
             here[step] = value
         else:
             if isinstance(here, dict) and here.get(step) is None:
-                here[step] = {}
+                elements = default_list(key) if parts[position + 1].isdigit() else None
+                here[step] = {} if elements is None else elements
             here = here[step]
     for old in [other for other in located.places if other[: len(key)] == key]:
         del located.places[old]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from features.errors import ConfigError
+from pipelines.located_yaml import read_located_yaml
 from pipelines.options import ConfigPath, Debug, Json, Refresh, Set
 from pipelines.output import OUTPUT, RefusedError, reported
 from pipelines.workspace import STAGES, Workspace
@@ -151,9 +152,10 @@ def _flow(config: Path, overrides: list[str] | None, refresh: list[str] | None, 
     unknown = [name for name in refresh or () if name not in STAGES]
     if unknown:
         raise ConfigError(f"--refresh {unknown[0]}: not a stage; stages are {', '.join(STAGES)}")
+    read_located_yaml(config)  # a wrong path is told before torch is loaded
     from pipelines.config import load_config
 
-    resolved = load_config(config, overrides or ())  # mistakes are told before Prefect starts
+    resolved = load_config(config, overrides or ())  # other mistakes are told before Prefect starts
     resolved.source.files()
     if resolved.qrels is not None and STAGES.index(until) >= STAGES.index("evaluate"):
         from pipelines.judged import prepared_qrels

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from features.errors import ArtifactError, ConfigError
+from pipelines.located_yaml import read_located_yaml
 from pipelines.options import ConfigPath, Debug, Json, Set
 from pipelines.output import OUTPUT, reported
 
@@ -77,15 +78,17 @@ def show_config(
     debug: Debug = False,
 ) -> None:
     """Validate a configuration and print it with every default, every path absolute."""
-    from pipelines.config import RunConfig, dump_config, load_config
-
     if describe:
+        from pipelines.config import RunConfig
         from pipelines.describe import describe as reference
 
         sys.stdout.write(reference(RunConfig))
         return
     if config is None:
         raise ConfigError("no CONFIG given; name a YAML file, or ask for the reference with --describe")
+    read_located_yaml(config)  # a wrong path is told before torch is loaded
+    from pipelines.config import dump_config, load_config
+
     resolved = load_config(config, set_ or ())
     if not json:
         sys.stdout.write(dump_config(resolved))

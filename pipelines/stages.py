@@ -3,83 +3,31 @@
 No Prefect here: a stage can be looked up, run and recorded by anything.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel
 
 from features.artifact import Artifact
 from features.errors import ArtifactError
 from pipelines.comparison import TOWERS, read_evaluation
-from pipelines.config import RunConfig, portable
+from pipelines.config import RunConfig
 from pipelines.judged import prepared_qrels, qrels_key
 from pipelines.local_models import model_digests
+from pipelines.output import counted
 from pipelines.promote import Decision, promote
+from pipelines.stage import Outcome, Stage
 from pipelines.tracking import StageRun, Tracking
-from pipelines.workspace import StageResult, Workspace, stage_key
+from pipelines.workspace import StageResult, Workspace
 from serving.curve import JSON_NAME, PLOT_NAME
 from serving.signing import sign
 from serving.store import Store
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a stage made or found.
-
-    Attributes:
-        path: The artifact's directory, or for a promotion the pointer file.
-        digest: Identifies the content.
-        summary: One line for people.
-        content: What the artifact's manifest says.
-    """
-
-    path: Path
-    digest: str
-    summary: str
-    content: Mapping[str, Any]
-
-
-class Stage(ABC):
-    """A unit of work with a key: equal keys are equal work."""
-
-    name: ClassVar[str]
-
-    def __init__(self, config: RunConfig, section: object, inputs: Mapping[str, str]) -> None:
-        self.config = config
-        self.workspace = Workspace(config.store)
-        self.inputs = dict(inputs)
-        self.key = stage_key(self.name, portable(section), self.inputs)
-
-    @property
-    def target(self) -> Path:
-        """Directory of the artifact."""
-        return self.workspace.target(self.name, self.key)
-
-    def find(self) -> Outcome | None:
-        """Return the finished work, or none."""
-        artifact = self.workspace.find(self.name, self.key)
-        return None if artifact is None else self.outcome(artifact)
-
-    def outcome(self, artifact: Artifact) -> Outcome:
-        """Describe an artifact of this stage."""
-        return Outcome(artifact.path, artifact.digest, self.summary(artifact), artifact.content)
-
-    @abstractmethod
-    def run(self, recorder: Any) -> Outcome:
-        """Do the work."""
-
-    def summary(self, artifact: Artifact) -> str:
-        """Say in one line what the artifact holds."""
-        return str(artifact.path)
-
-    def record(self, tracking: Tracking, child: StageRun, outcome: Outcome) -> None:
-        """Add to the stage's MLflow run what is particular to it."""
-        manifest = outcome.path / "manifest.json"
-        if manifest.is_file():
-            child.artifact(manifest)
+_NOUNS = {  # of what examples count; `1 train` has no plural
+    "known_positives": ("known positive", "known positives"),
+    "train_queries": ("train query", "train queries"),
+}
 
 
 class Ingest(Stage):
@@ -102,7 +50,7 @@ class Ingest(Stage):
 
     def summary(self, artifact: Artifact) -> str:
         """Count what was accepted and what was not."""
-        return "; ".join(_counts(name, artifact.content[name]) for name in ("impressions", "documents"))
+        return "; ".join(_counts(noun, artifact.content[f"{noun}s"]) for noun in ("impression", "document"))
 
 
 class Examples(Stage):
@@ -124,7 +72,9 @@ class Examples(Stage):
         """Count examples and queries."""
         counts = artifact.content.get("counts", {})
         return ", ".join(
-            f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items() if _is_count(value)
+            counted(value, *_NOUNS.get(name, (name, name)))
+            for name, value in counts.items()
+            if _is_count(value)
         )
 
 
@@ -152,7 +102,7 @@ class Train(Stage):
     def summary(self, artifact: Artifact) -> str:
         """Say how long it went on and what was best."""
         best = artifact.content["best"]
-        steps = f"{artifact.content['steps']:,} steps"
+        steps = counted(artifact.content["steps"], "step")
         if best is None:
             return f"{steps}, the last weights"
         return f"{steps}, best validation {best['metric']} {best['value']:.4f} at step {best['step']:,}"
@@ -245,8 +195,9 @@ class Export(Stage):
         index = artifact.content["index"]
         recall = index["ann_recall"]
         missed = recall["target_met_when_tuned"] is False
+        documents = counted(artifact.content["documents"], "document")
         return (
-            f"bundle {artifact.path.name}: {artifact.content['documents']:,} documents, {index['factory']}, "
+            f"bundle {artifact.path.name}: {documents}, {index['factory']}, "
             f"ANN recall@{recall['k']} {recall['value']:.4f}"
             + (f"; NO setting reaches index.target_recall {recall['target']:g}" if missed else "")
         )
@@ -309,9 +260,9 @@ def without_engine(section: BaseModel) -> dict[str, Any]:
     return {name: getattr(section, name) for name in type(section).model_fields if name != "engine"}
 
 
-def _counts(name: str, table: Mapping[str, Any]) -> str:
+def _counts(noun: str, table: Mapping[str, Any]) -> str:
     refused = sum(table["quarantined"].values())
-    parts = [f"{table['accepted']:,} {name}"]
+    parts = [counted(table["accepted"], noun)]
     parts += [f"{table['duplicates']:,} duplicate"] if table["duplicates"] else []
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in table["quarantined"].items())
     parts += [f"{refused:,} in quarantine ({reasons})"] if refused else []

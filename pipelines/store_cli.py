@@ -14,7 +14,6 @@ from pipelines.stored import open_store, published
 from pipelines.workspace import Workspace
 from serving.bundle_list import describe
 from serving.candidates import shown_size
-from serving.pruning import prune as prune_store
 from serving.store import Store
 
 app = typer.Typer()
@@ -144,6 +143,8 @@ def prune(
 ) -> None:
     """Remove old bundles, and what killed runs left behind."""
     opened = open_store(store)
+    from serving.pruning import prune as prune_store
+
     with Workspace(store).lock():
         done = prune_store(opened, keep, keep_days, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"

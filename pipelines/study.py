@@ -19,6 +19,7 @@ from features.errors import ConfigError, TrainingError
 from pipelines import stages
 from pipelines.config import RunConfig
 from pipelines.progress import Recorders
+from pipelines.stage import Stage
 from pipelines.study_config import CollapseStudyConfig
 from pipelines.study_plots import plot_curves, plot_quality
 from pipelines.tracking import StageRun, Tracking
@@ -86,7 +87,7 @@ def _examples(config: RunConfig) -> StageResult:
     return _result("examples", stages.Examples(config, lake))
 
 
-def _result(name: str, stage: stages.Stage) -> StageResult:
+def _result(name: str, stage: Stage) -> StageResult:
     started, found = time.monotonic(), stage.find()
     outcome = found or stage.run(None)
     seconds = time.monotonic() - started

@@ -167,3 +167,19 @@ def test_the_command_prints_the_resolved_configuration(shop_config):
     assert resolved["seed"] == 7
     assert resolved["train"]["early_stopping"]["patience"] == 5
     assert resolved["tracking"] == {"uri": None, "experiment": None}
+
+
+def test_one_value_of_a_list_that_the_file_leaves_to_its_default_can_be_changed(shop_config):
+    text = shop_config.read_text()
+    stages = text[text.index("  stages:\n") : text.index("  early_stopping")]
+    shop_config.write_text(text.replace(stages, ""))
+    usual = load_config(shop_config).train.stages
+    changed = load_config(shop_config, ["train.stages.1.batch_size=200"]).train.stages
+    assert [stage.batch_size for stage in changed] == [
+        usual[0].batch_size,
+        200,
+        *(s.batch_size for s in usual[2:]),
+    ]
+    assert changed[1].model_copy(update={"batch_size": usual[1].batch_size}) == usual[1]
+    (line,) = mistakes(shop_config, overrides=["train.stages.7.batch_size=200"])
+    assert line.endswith(f": '7' is not an index of a list with {len(usual)} elements (from 0)")
