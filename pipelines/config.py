@@ -41,7 +41,7 @@ class PromoteConfig(Config):
     require_beats: tuple[Baseline, ...] = Field(
         default=("random", "popularity"),
         description="Baselines that the towers must beat on the metric, with the interval of the paired "
-        "difference above zero.",
+        "difference above zero and a paired test that gives p below 0.05.",
     )
     tolerance: float = Field(
         default=0.01,

@@ -12,6 +12,9 @@ from pipelines.workspace import Workspace
 from serving.pruning import prune
 from serving.store import Store, rolled_back
 
+_CHANCE = 0.05
+"""A difference whose paired test gives this p or more may be chance; as in `towers.verdict`."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -86,7 +89,7 @@ def _origin(store: Store, bundle_id: str) -> str | None:
 
 
 def baseline_objections(challenger: Evaluation, metric: str, baselines: Sequence[str]) -> list[str]:
-    """Return which baselines the towers do not beat with a paired interval above zero."""
+    """Return which baselines the towers do not beat: paired interval above zero, and not by chance."""
     if challenger.value(metric) is None:
         return [f"{metric} was not measured (there are: {', '.join(challenger.metrics)})"]
     objections = []
@@ -94,10 +97,10 @@ def baseline_objections(challenger: Evaluation, metric: str, baselines: Sequence
         row = challenger.against(name, metric)
         if row is None:
             objections.append(f"baseline {name} was not measured; add it to evaluate.systems")
-        elif row["low"] <= 0:
+        elif row["low"] <= 0 or row["p"] >= _CHANCE:  # one query has an interval, but one without width
             objections.append(
                 f"does not beat {name} (paired difference {row['difference']:+.4f} "
-                f"[{row['low']:+.4f}, {row['high']:+.4f}])"
+                f"[{row['low']:+.4f}, {row['high']:+.4f}], p {row['p']:.3f}, n {row['n']:,})"
             )
     return objections
 

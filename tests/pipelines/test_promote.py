@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from features.errors import ArtifactError
+from pipelines.comparison import read_evaluation
 from pipelines.config import PromoteConfig
-from pipelines.promote import promote
+from pipelines.promote import baseline_objections, promote
 from serving.store import Store
 
 GOOD = {"towers": 0.50, "random": 0.01, "popularity": 0.30}
@@ -31,6 +34,15 @@ def test_a_bundle_that_does_not_beat_popularity_is_refused_with_the_numbers(tmp_
     assert not decision.promoted
     assert champion(tmp_path) is None
     assert "does not beat popularity (paired difference" in decision.reason
+
+
+def test_what_chance_could_explain_is_not_beaten(tmp_path, make_bundle):
+    _, evaluation = make_bundle(tmp_path, "a", GOOD)
+    challenger = read_evaluation(evaluation)
+    assert baseline_objections(challenger, "nDCG@10", ["popularity"]) == []
+    of_one_query = {**challenger.against("popularity", "nDCG@10"), "low": 0.2, "high": 0.2, "p": 1.0, "n": 1}
+    (said,) = baseline_objections(replace(challenger, paired=[of_one_query]), "nDCG@10", ["popularity"])
+    assert said == "does not beat popularity (paired difference +0.2000 [+0.2000, +0.2000], p 1.000, n 1)"
 
 
 def test_a_required_baseline_that_was_not_measured_refuses(tmp_path, make_bundle):
