@@ -7,14 +7,11 @@ at 3 times that rate, and at 0.8 again. Times are of answered requests and count
 """
 
 import argparse
-import json
-import os
-import platform
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from figures import circumstances, tell
 from load import Replies, closed, opened, resident_mb, sampled, server
 
 REFUSED = (429, 503)
@@ -90,17 +87,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="also write the result here")
     arguments = parser.parse_args()
     result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
+        **circumstances(),
         "server_cores": arguments.server_cores,
-        "load_before": round(os.getloadavg()[0], 1),
         **measure(arguments.store, arguments.seconds, arguments.server_cores),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
+    tell(result, arguments.json)
 
 
 if __name__ == "__main__":

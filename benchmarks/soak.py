@@ -8,20 +8,17 @@ once a second; growth compares the median of the last tenth with that of the sec
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import httpx
+from figures import circumstances, tell
 from load import WORDS, resident_mb, server
 
 from serving.store import Store
@@ -178,18 +175,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="also write the result here")
     arguments = parser.parse_args()
     result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)),
+        **circumstances(),
         "callers": arguments.callers,
         "swap_seconds": arguments.swap_seconds,
-        "load_before": round(os.getloadavg()[0], 1),
         **soak(arguments.store, arguments),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
+    tell(result, arguments.json)
     if set(result["statuses"]) != {200} or result["connection_errors"] or result["mixed_replies"]:
         raise SystemExit(1)
 
