@@ -21,7 +21,8 @@ LARGEST = 1e6
 """As `serving.vectors.MAX_NORM`: beyond it one vector wins every search."""
 
 _DERIVED_BYTES = 2**31  # the largest table that faiss derives from product-quantiser codes by itself
-_LONGEST_UNIT = 1.001
+_UNIT = (0.999, 1.001)  # norms, as `serving.vectors.check_similarity` lets them through
+_ANY = (0.0, LARGEST)
 _LARGEST_LATTICE = 1_024
 _LARGEST_REFINE_FACTOR = 10_000
 _PROBES = 16
@@ -50,12 +51,12 @@ def check_faiss(index: Any, *, unit: bool) -> None:
 
     Args:
         index: As `read_faiss` gives it.
-        unit: Whether no vector may be longer than 1.
+        unit: Whether vectors have a length of 1, or of 0.
 
     Raises:
         BundleError: If a part does not.
     """
-    _check_part(index, int(index.ntotal), _LONGEST_UNIT if unit else LARGEST)
+    _check_part(index, int(index.ntotal), _UNIT if unit else _ANY)
     query_BD = np.random.default_rng(0).standard_normal((_PROBES, index.d)).astype(np.float32)
     query_BD /= np.linalg.norm(query_BD, axis=1, keepdims=True)
     score_Bk, row_Bk = index.search(query_BD, max(1, min(10, int(index.ntotal))))
@@ -65,8 +66,8 @@ def check_faiss(index: Any, *, unit: bool) -> None:
         raise BundleError("its index answers with scores that are not finite")
 
 
-def _check_part(part: Any, rows: int, longest: float) -> None:
-    """Check an index and what it is made of; `rows` is N, `longest` the norm that a whole vector may have."""
+def _check_part(part: Any, rows: int, norms: tuple[float, float]) -> None:
+    """Check an index and what it is made of; `rows` is N, `norms` the least and largest of a whole vector."""
     part = faiss.downcast_index(part)
     if int(part.ntotal) != rows:
         raise BundleError(f"a part of its index has {part.ntotal} vectors, the index {rows}")
@@ -76,32 +77,32 @@ def _check_part(part: Any, rows: int, longest: float) -> None:
             step = faiss.downcast_VectorTransform(chain.at(place))
             if isinstance(step, faiss.LinearTransform):
                 _require_usable(faiss.vector_to_array(step.A), faiss.vector_to_array(step.b))
-        _check_part(part.index, rows, LARGEST)  # whitening makes vectors longer
+        _check_part(part.index, rows, _ANY)  # whitening makes vectors longer
     elif isinstance(part, faiss.IndexRefine):
         if not 1 <= part.k_factor <= _LARGEST_REFINE_FACTOR:
             raise BundleError(f"its index refines {part.k_factor} times as many as are asked for")
-        _check_part(part.base_index, rows, longest)
-        _check_part(part.refine_index, rows, longest)
+        _check_part(part.base_index, rows, norms)
+        _check_part(part.refine_index, rows, norms)
     elif isinstance(part, faiss.IndexHNSW):
         _check_graph(part.hnsw, rows)
-        _check_part(part.storage, rows, longest)
+        _check_part(part.storage, rows, norms)
     elif isinstance(part, faiss.IndexNSG):
         spread_out: Any = part
         graph = spread_out.nsg.get_final_graph()
         _require_links(faiss.rev_swig_ptr(graph.data, graph.N * graph.K), spread_out.nsg.enterpoint, rows)
         if int(graph.N) != rows:
             raise BundleError(f"the graph of its index has {graph.N} vectors, the index {rows}")
-        _check_part(spread_out.storage, rows, longest)
+        _check_part(spread_out.storage, rows, norms)
     elif isinstance(part, faiss.IndexIVF):
-        _check_part(part.quantizer, int(part.nlist), longest)
+        _check_part(part.quantizer, int(part.nlist), (0.0, norms[1]))  # means of vectors are shorter
         _check_numbers(part)
-        _check_lists(part, rows, longest)
+        _check_lists(part, rows, norms)
     elif isinstance(part, faiss.IndexFlatCodes):
         _check_numbers(part)
         codes = faiss.vector_to_array(part.codes)
         if len(codes) != rows * int(part.sa_code_size()):
             raise BundleError(f"its index has {len(codes)} bytes of codes for {rows} vectors")
-        _check_codes(part, codes, longest)
+        _check_codes(part, codes, norms)
     elif not isinstance(part, faiss.IndexFastScan):  # whose codes the probes read to the last
         raise BundleError(f"its index is of a kind whose parts cannot be checked: {type(part).__name__}")
 
@@ -134,7 +135,7 @@ def _require_links(links: npt.NDArray[np.int32], entry: int, rows: int) -> None:
         raise BundleError("the graph of its index has links that lead out of it")
 
 
-def _check_lists(lists: Any, rows: int, longest: float) -> None:
+def _check_lists(lists: Any, rows: int, norms: tuple[float, float]) -> None:
     """Assert that inverted lists lie in the index file and hold every row once."""
     inverted = faiss.downcast_InvertedLists(lists.invlists)
     if type(inverted).__name__ not in ("ArrayInvertedLists", "BlockInvertedLists"):
@@ -150,7 +151,7 @@ def _check_lists(lists: Any, rows: int, longest: float) -> None:
         seen[ids] = True
         if isinstance(inverted, faiss.ArrayInvertedLists):
             codes = faiss.rev_swig_ptr(inverted.get_codes(place), count * int(inverted.code_size))
-            _check_codes(lists, codes, longest)
+            _check_codes(lists, codes, norms)
     if not seen.all():
         raise BundleError(f"the lists of its index lack {rows - int(seen.sum())} rows")
 
@@ -165,15 +166,16 @@ def _check_numbers(part: Any) -> None:
         _require_usable(faiss.vector_to_array(scalar.trained))
 
 
-def _check_codes(part: Any, codes: npt.NDArray[np.uint8], longest: float) -> None:
+def _check_codes(part: Any, codes: npt.NDArray[np.uint8], norms: tuple[float, float]) -> None:
     """Check codes that are numbers themselves."""
     scalar = getattr(part, "sq", None)
     if isinstance(part, faiss.IndexFlat | faiss.IndexIVFFlat):
         vector_ND = codes.view(np.float32).reshape(-1, part.d)
         with np.errstate(over="ignore", invalid="ignore"):
             norm = np.sqrt(np.einsum("ij,ij->i", vector_ND, vector_ND))
-        if not np.all(norm <= longest):  # NaN compares false
-            raise BundleError("its index holds a vector that is not finite or too long")
+        shortest, longest = norms
+        if not np.all((norm <= longest) & ((norm >= shortest) | (norm == 0))):  # NaN compares false
+            raise BundleError("its index holds a vector that is not finite, too long or too short")
     elif scalar is not None and scalar.qtype == faiss.ScalarQuantizer.QT_fp16:
         _require_usable(codes.view(np.float16))
     elif scalar is not None and scalar.qtype == faiss.ScalarQuantizer.QT_bf16:

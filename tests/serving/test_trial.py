@@ -123,6 +123,17 @@ def test_a_stored_vector_that_no_towers_made_is_found(factory: str, value: float
         check_faiss(built(factory, vector_ND), unit=True)
 
 
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "HNSW8", "PQ8x4fs,RFlat"])
+def test_a_stored_vector_is_of_unit_length_or_of_none_where_towers_make_such(factory: str):
+    vector_ND = vectors()
+    vector_ND[17] = 0.0
+    check_faiss(built(factory, vector_ND), unit=True)
+    vector_ND[17, 3] = 0.998
+    with pytest.raises(BundleError, match="too short"):
+        check_faiss(built(factory, vector_ND), unit=True)
+    check_faiss(built(factory, vector_ND), unit=False)
+
+
 def test_an_index_of_another_shape_than_its_catalogue_is_refused_by_the_child(bundle: Bundle, tmp_path: Path):
     copied = Path(shutil.copytree(bundle.artifact.path, tmp_path / "copied"))
     changed = republished(
