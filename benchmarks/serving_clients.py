@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import json
 import random
+import sys
 import time
 from typing import Any, cast
 
@@ -97,7 +98,8 @@ def main() -> None:
         uvloop.run(answer_nothing())
         return
     result = uvloop.run(ask(options.port, options.callers, options.seconds, options.seed))
-    print(json.dumps(result))
+    with open(sys.stdout.fileno(), "w") as buffered:  # an unbuffered one cuts a long line short
+        buffered.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

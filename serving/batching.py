@@ -26,6 +26,7 @@ from serving.search import Answer, Search
 
 DEADLINE: ContextVar[float | None] = ContextVar("DEADLINE", default=None)
 """When the present request's answer is of no use any more, by `time.monotonic()`; None is never."""
+_SWEEP_SECONDS = 0.02  # time between two looks at the deadlines of what waits
 
 
 class BatchingConfig(Config):
@@ -90,6 +91,7 @@ class Batcher:
         self._waiting: deque[_Job] = deque()
         self._queued = 0
         self._running = 0
+        self._sweep: asyncio.TimerHandle | None = None
         limit = None if threads is None else partial(faiss.omp_set_num_threads, threads)  # of each thread
         self._threads = ThreadPoolExecutor(self.config.workers, "search", initializer=limit)
         self._batches: set[asyncio.Task[None]] = set()
@@ -120,6 +122,8 @@ class Batcher:
         self._waiting.extend(jobs)
         self._queued += len(searches)
         self._start_batches()
+        if self._waiting and self._sweep is None:
+            self._sweep = loop.call_later(_SWEEP_SECONDS, self._sweep_waiting)
         if len(jobs) == 1:
             return await jobs[0].future
         return [answer for part in await _all(jobs) for answer in part]
@@ -141,15 +145,13 @@ class Batcher:
         """Take from the queue, oldest first, what asks the same engine as the oldest, up to `max_batch`."""
         batch: list[_Job] = []
         passed: deque[_Job] = deque()
-        size, now = 0, time.monotonic()
+        size = 0
+        self._expire()
         while self._waiting:
             job = self._waiting.popleft()
             count = len(job.searches)
             if job.future.cancelled():
                 self._queued -= count
-            elif job.deadline is not None and now >= job.deadline:
-                self._queued -= count
-                job.future.set_exception(BusyError("deadline", "the deadline passed before work began"))
             elif batch and (job.engine is not batch[0].engine or size + count > self.config.max_batch):
                 passed.append(job)
                 if size + count > self.config.max_batch:
@@ -160,6 +162,23 @@ class Batcher:
                 self._queued -= count
         self._waiting.extendleft(reversed(passed))
         return batch
+
+    def _sweep_waiting(self) -> None:
+        self._expire()
+        again = asyncio.get_running_loop().call_later
+        self._sweep = again(_SWEEP_SECONDS, self._sweep_waiting) if self._waiting else None
+
+    def _expire(self) -> None:
+        """Give up what has waited too long."""
+        now = time.monotonic()
+        kept: deque[_Job] = deque()
+        for job in self._waiting:
+            if job.deadline is None or now < job.deadline or job.future.cancelled():
+                kept.append(job)
+                continue
+            self._queued -= len(job.searches)
+            job.future.set_exception(BusyError("deadline", "the deadline passed before work began"))
+        self._waiting = kept
 
     async def _run(self, jobs: list[_Job]) -> None:
         loop = asyncio.get_running_loop()

@@ -207,3 +207,18 @@ def test_faiss_has_as_many_threads_in_a_batch_as_it_is_given():
             await batcher.close()
 
     asyncio.run(run())
+
+
+def test_who_waits_past_the_deadline_hears_so_while_the_worker_is_still_busy():
+    async def run() -> None:
+        batcher, engine = Batcher(), Slow()
+        first = await held(batcher, engine)
+        DEADLINE.set(time.monotonic() + 0.05)
+        with pytest.raises(BusyError, match="deadline"):
+            await asyncio.wait_for(batcher.answer(engine, texts("late")), timeout=5)
+        assert (batcher.depth, first.done()) == (0, False)
+        engine.go.set()
+        await first
+        await batcher.close()
+
+    asyncio.run(run())
