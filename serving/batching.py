@@ -26,6 +26,7 @@ from serving.search import Answer, Search
 
 DEADLINE: ContextVar[float | None] = ContextVar("DEADLINE", default=None)
 """When the present request's answer is of no use any more, by `time.monotonic()`; None is never."""
+
 _SWEEP_SECONDS = 0.02  # time between two looks at the deadlines of what waits
 
 
