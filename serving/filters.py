@@ -16,7 +16,8 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ _EXPECTED: dict[Kind, str] = {
     "boolean": "true or false",
     "timestamp": 'an ISO 8601 timestamp such as "2026-01-31T12:00:00Z"',
 }
-_NULL, _ABSENT = -1, -2  # codes of no string and of no boolean
+_NULL = -1  # the code of no string and of no boolean
 _HOW = "give a value, a range such as {'gte': 10, 'lt': 50}, or a set {'in': [...]}"
 
 
@@ -80,7 +81,8 @@ class Selection:
         return cls(mask, int(mask.sum()), {})
 
 
-class _Column(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Column:
     """The values of one field; a null is one that equals nothing and is in no range."""
 
     kind: Kind
@@ -88,8 +90,24 @@ class _Column(NamedTuple):
     rows: npt.NDArray[np.int64] | None  # of lists: the catalogue row of each value; None: one value a row
     codes: Mapping[str, int]  # of strings
 
-    def coded(self, value: Any) -> Any:
-        return self.codes.get(value, _ABSENT) if self.kind == "string" else value
+    @cached_property
+    def order(self) -> npt.NDArray[np.int64]:
+        """Places of the values in ascending order, so that one is found without a look at all."""
+        return np.argsort(self.values)
+
+    def held(self, wanted: Iterable[Any]) -> npt.NDArray[Any]:
+        """Return those of some values that can stand here, as they stand here, distinct and ascending.
+
+        Whole numbers are never compared as float64, which would round those beyond 2**53.
+        """
+        if self.kind == "string":
+            found = [self.codes[value] for value in wanted if value in self.codes]
+        elif self.kind == "number" and self.values.dtype == np.int64:
+            whole = ((int(value), value) for value in wanted)
+            found = [one for one, value in whole if one == value and -(2**63) <= one < 2**63]
+        else:
+            found = list(wanted)
+        return np.unique(np.array(found, dtype=self.values.dtype))
 
 
 class Catalogue:
@@ -156,14 +174,18 @@ class Catalogue:
             )
         with self._lock:
             if name not in self._columns:
-                self._columns[name] = _column_of(self._documents[name])
+                self._columns[name] = self._ids() if name == "doc_id" else _column_of(self._documents[name])
             return self._columns[name]
+
+    def _ids(self) -> _Column:
+        """Return the column of ids, whose values are numbered already."""
+        return _Column("string", np.arange(len(self)), None, self._rows)
 
 
 def _hits(name: str, column: _Column, condition: Any) -> Mask:
     """Return which of a column's values satisfy a condition."""
     if not isinstance(condition, Mapping):
-        return np.asarray(column.values == column.coded(_value(name, column.kind, condition)))
+        return _equal(column, [_value(name, column.kind, condition)])
     if not condition or not condition.keys() <= {*_COMPARE, "in"}:
         unknown = sorted(map(str, condition.keys() - {*_COMPARE, "in"}))
         raise _invalid(name, f"{unknown[0][:60]!r} is no condition; {_HOW}" if unknown else _HOW)
@@ -188,12 +210,20 @@ def _in_set(name: str, column: _Column, condition: Mapping[str, Any]) -> Mask:
     values = [_value(name, column.kind, value) for value in wanted]
     if len(values) > MAX_SET:
         raise _invalid(name, f"'in' has {len(values)} values; at most {MAX_SET} are allowed")
-    coded = {column.coded(value) for value in values}
-    if column.kind in ("string", "boolean"):
-        return np.isin(column.values, list(coded))
+    return _equal(column, values)
+
+
+def _equal(column: _Column, wanted: list[Any]) -> Mask:
+    """Return which of a column's values are among some."""
+    held = column.held(wanted)
+    if len(held) == 1:
+        return np.asarray(column.values == held[0])
     hits = np.zeros(len(column.values), dtype=bool)
-    for value in coded:  # one by one, since a common type of all values would round some of them
-        hits |= column.values == value
+    if len(held):
+        first = np.searchsorted(column.values, held, "left", sorter=column.order)
+        last = np.searchsorted(column.values, held, "right", sorter=column.order)
+        for start, end in zip(first.tolist(), last.tolist(), strict=True):
+            hits[column.order[start:end]] = True
     return hits
 
 

@@ -1,6 +1,6 @@
 """Checking what is asked, so that the API, the command line and a program get the same refusals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +91,49 @@ class Checked:
         return self.search.k if self.search.mode == "bm25" else depth_of(self.search.k)
 
 
-def check(search: Search, bundle: Bundle, limits: QueryLimits) -> Checked:
+class Selections:
+    """The documents that searches of one batch keep to; equal conditions share one selection.
+
+    Args:
+        bundle: Whose catalogue is searched.
+        limits: What is refused as too large.
+    """
+
+    def __init__(self, bundle: Bundle, limits: QueryLimits) -> None:
+        self._bundle = bundle
+        self._limits = limits
+        self._made: dict[Hashable, Selection] = {}
+
+    def of(self, search: Search, excluded: frozenset[str]) -> Selection:
+        """Return what a search may find.
+
+        Args:
+            search: As it was asked.
+            excluded: Known ids that it must not find.
+
+        Raises:
+            QueryError: If its filters do not fit the catalogue.
+        """
+        count, most = _values_in(search.filters), self._limits.max_filters
+        if count > most:
+            raise QueryError("too_many_filters", f"{count} values in filters; at most {most} are allowed")
+        try:
+            key = _exactly(search.filters), excluded
+            if key not in self._made:
+                self._made[key] = self._bundle.catalogue.select(search.filters, excluded)
+            return self._made[key]
+        except FilterError as error:
+            raise QueryError(error.code, str(error)) from None
+
+
+def check(search: Search, bundle: Bundle, limits: QueryLimits, selections: Selections) -> Checked:
     """Return a search as the bundle answers it.
+
+    Args:
+        search: As it was asked.
+        bundle: What answers.
+        limits: What is refused as too large.
+        selections: Of the batch that it is part of.
 
     Raises:
         QueryError: If it is empty, too large or of a kind that the bundle cannot answer.
@@ -108,7 +149,7 @@ def check(search: Search, bundle: Bundle, limits: QueryLimits) -> Checked:
         excluded.update(known)
     selection = None
     if search.filters or len(excluded) > _FEW:
-        selection, excluded = _selection(search, excluded, bundle, limits), set()
+        selection, excluded = selections.of(search, frozenset(excluded)), set()
     words = [] if text is None else [text]
     if known and (search.mode != "dense" or search.explain):
         titles = bundle.documents["title"]
@@ -118,16 +159,13 @@ def check(search: Search, bundle: Bundle, limits: QueryLimits) -> Checked:
     return Checked(search, query, "\n".join(words), unknown, left_out, selection)
 
 
-def _selection(search: Search, excluded: set[str], bundle: Bundle, limits: QueryLimits) -> Selection:
-    count = _values_in(search.filters)
-    if count > limits.max_filters:
-        raise QueryError(
-            "too_many_filters", f"{count} values in filters; at most {limits.max_filters} are allowed"
-        )
-    try:
-        return bundle.catalogue.select(search.filters, excluded)
-    except FilterError as error:
-        raise QueryError(error.code, str(error)) from None
+def _exactly(value: Any) -> Hashable:
+    """Return what is equal for equal JSON only: 1, 1.0 and true are not; anything else equals itself."""
+    if isinstance(value, Mapping):
+        return "object", *((name, _exactly(part)) for name, part in value.items())
+    if isinstance(value, list):
+        return "array", *map(_exactly, value)
+    return (type(value), value) if value is None or isinstance(value, str | int | float) else id(value)
 
 
 def _values_in(filters: Mapping[str, Any] | None) -> int:

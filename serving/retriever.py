@@ -17,7 +17,7 @@ from serving.encode import encode_documents, encode_queries
 from serving.explain import explain
 from serving.hybrid import fuse, without
 from serving.index import Index, Neighbours
-from serving.queries import Checked, check, check_size, row_of
+from serving.queries import Checked, Selections, check, check_size, row_of
 from serving.queries import QueryError as QueryError
 from serving.queries import QueryLimits as QueryLimits
 from serving.queries import UnknownDocumentError as UnknownDocumentError
@@ -54,7 +54,7 @@ class Retriever:
 
     def answer_many(self, searches: Sequence[Search]) -> list[Answer | QueryError]:
         """Answer searches, in their order; one that cannot be answered gets its refusal instead."""
-        checked = [self._checked(search) for search in searches]
+        checked = self._checked(searches)
         asked = [one for one in checked if isinstance(one, Checked)]
         answered = iter([*self._answered(asked)])
         return [next(answered) if isinstance(one, Checked) else one for one in checked]
@@ -110,7 +110,7 @@ class Retriever:
         Raises:
             QueryError: If one is refused; its message begins with its place.
         """
-        checked = [self._checked(search) for search in searches]
+        checked = self._checked(searches)
         for place, one in enumerate(checked):
             if isinstance(one, QueryError):
                 raise QueryError(one.code, f"queries.{place}: {one}")
@@ -124,11 +124,15 @@ class Retriever:
         """Return a document's text."""
         return str(self.bundle.documents["text"].iat[row_of(doc_id, self.bundle)])
 
-    def _checked(self, search: Search) -> Checked | QueryError:
-        try:
-            return check(search, self.bundle, self.limits)
-        except QueryError as refusal:
-            return refusal
+    def _checked(self, searches: Sequence[Search]) -> list[Checked | QueryError]:
+        selections = Selections(self.bundle, self.limits)
+        checked: list[Checked | QueryError] = []
+        for search in searches:
+            try:
+                checked.append(check(search, self.bundle, self.limits, selections))
+            except QueryError as refusal:
+                checked.append(refusal)
+        return checked
 
     def _answered(self, asked: Sequence[Checked]) -> Iterable[Answer]:
         dense = [one for one in asked if one.asks_towers]
@@ -152,10 +156,10 @@ class Retriever:
             yield self._answer(one.search, hits, one.unknown, times, explanation)
 
     def _nearest(self, asked: Sequence[Checked], query_BD: Vectors) -> list[Neighbours]:
-        """Search for all: in one call for each depth, and one for each that searches a part only."""
+        """Search for all: in one call for each depth and each part that is searched."""
         calls: dict[tuple[int, int], list[int]] = defaultdict(list)
         for place, one in enumerate(asked):
-            part = 0 if one.selection is None else place + 1
+            part = id(one.selection)  # equal conditions of a batch share one
             calls[one.dense_depth + len(one.left_out), part].append(place)
         found: list[Neighbours] = [_NOTHING] * len(asked)
         for (depth, _), places in calls.items():

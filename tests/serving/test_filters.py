@@ -1,4 +1,5 @@
 import threading
+import time
 from datetime import UTC, datetime
 
 import numpy as np
@@ -69,6 +70,53 @@ def rows(filters, exclude=()):
 )
 def test_a_filter_keeps_the_documents_that_match_every_field(filters, wanted):
     assert rows(filters) == wanted
+
+
+_CHOICES = {
+    "whole": [2**53, 2**53 + 1, 2**60, 2**60 + 1, -(2**63), 2**63 - 1, 0, 3],
+    "real": [0.0, -0.0, 0.1, 0.5, 3.0, 1e300, np.nan],
+    "nullable": [0, 3, 4, None],
+    "moment": [datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC), None],
+}
+_WANTED = {
+    "whole": [2**53 + 1, 2.0**60, 0, 2**63 - 1, 2.0**63, 2**70, 0.5],
+    "real": [0, 0.1, 3, 1e300, 2**70, -1],
+    "nullable": [3, 0.0, 0.5],
+    "moment": ["2026-01-01", "2026-03-01"],
+}
+
+
+@pytest.mark.parametrize("kind", _CHOICES)
+def test_a_set_finds_what_equals_one_of_its_values_and_nothing_is_rounded(kind):
+    random = np.random.default_rng(0)
+    held = [_CHOICES[kind][place] for place in random.integers(0, len(_CHOICES[kind]), 200)]
+    column = pd.Series(held, dtype="Int64") if kind == "nullable" else pd.Series(held)
+    catalogue = Catalogue.build(pd.DataFrame({"doc_id": [str(row) for row in range(200)], "field": column}))
+    wanted = [
+        datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else value
+        for value in _WANTED[kind]
+    ]
+    expected = [any(value == one for one in wanted) for value in held]
+    assert catalogue.select({"field": {"in": _WANTED[kind]}}).mask.tolist() == expected
+    assert 0 < sum(expected) < 200
+    for one, value in zip(wanted, _WANTED[kind], strict=True):
+        assert catalogue.select({"field": value}).mask.tolist() == [held_one == one for held_one in held]
+
+
+def test_a_thousand_numbers_cost_about_as_much_as_one():
+    count = 300_000
+    frame = pd.DataFrame({"doc_id": np.arange(count).astype(str), "price": np.arange(count) / 2})
+    catalogue = Catalogue.build(frame)
+    many = {"price": {"in": [value + 0.5 for value in range(990)]}}
+
+    def seconds(filters):
+        catalogue.select(filters)  # the column is prepared at its first use
+        started = time.process_time()
+        for _ in range(10):
+            catalogue.select(filters)
+        return time.process_time() - started
+
+    assert seconds(many) < 20 * seconds({"price": 1.5})
 
 
 def test_excluded_documents_are_left_out_and_unknown_ids_change_nothing():

@@ -288,3 +288,32 @@ def test_embedded_queries_are_the_vectors_that_are_searched(retriever: Retriever
     np.testing.assert_allclose(vectors[0], alone[0], atol=1e-6)
     with pytest.raises(QueryError, match=r"queries\.1: the query has no visible character"):
         retriever.embed([Search(text="a"), Search(text="")])
+
+
+def test_searches_with_the_same_conditions_share_one_selection_and_one_search(retriever, monkeypatch):
+    part = retriever.bundle.doc_ids[:9]
+    same = [
+        Search(text=text, k=4, filters={"doc_id": {"in": [*part]}}) for text in ("red shoes", "lamp", "tea")
+    ]
+    other = Search(text="red shoes", k=4, filters={"doc_id": {"in": [*part]}}, exclude=tuple(part[:2]))
+    alone = [retriever.answer(one).hits for one in (*same, other)]
+    calls = []
+    search = retriever.bundle.index.search
+    monkeypatch.setattr(
+        retriever.bundle.index,
+        "search",
+        lambda query_BD, k, selection=None: (
+            calls.append((len(query_BD), selection.count)) or search(query_BD, k, selection)
+        ),
+    )
+    together = [answer.hits for answer in retriever.answer_many([*same, other])]
+    assert [[hit.doc_id for hit in hits] for hits in together] == [[h.doc_id for h in hits] for hits in alone]
+    assert calls == [(3, 9), (1, 7)]
+
+
+def test_conditions_that_only_look_alike_are_not_shared(retriever):
+    asked = [Search(text="lamp", filters={"cold": value}) for value in (False, 0, False, [False], 0.0)]
+    answers = retriever.answer_many(asked)
+    assert [getattr(answer, "code", None) for answer in answers] == [
+        None, *["invalid_filter"], None, *["invalid_filter"] * 2
+    ]  # fmt: skip
