@@ -55,13 +55,13 @@ class Admission:
 
     Attributes:
         draining: Whether the server is about to stop, and so not ready for more.
-        reading: How many requests wait for their body.
+        aside: How many requests wait for their body or for a bundle, and so have no place.
     """
 
     def __init__(self, config: AdmissionConfig) -> None:
         self.config = config
         self.draining = False
-        self.reading = 0
+        self.aside = 0
         self._in_flight = 0
         self._refused_at = -_CALM_SECONDS
 

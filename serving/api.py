@@ -69,7 +69,9 @@ class ServeConfig(Config):
         "`batching` are per process; `rates` need one process",
     )
     concurrency: int = Field(4, ge=1, le=256, description="other requests than searches that work at once")
-    threads: int = Field(1, ge=1, le=256, description="torch threads that one batch of searches uses")
+    threads: int = Field(
+        1, ge=1, le=256, description="torch and faiss threads that one batch of searches uses"
+    )
     batching: BatchingConfig = Field(default_factory=BatchingConfig, description="searches put together")
     admission: AdmissionConfig = Field(default_factory=AdmissionConfig, description="how much at once")
     caps: CapsConfig = Field(default_factory=CapsConfig, description="largest request that is read")
@@ -114,7 +116,7 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
         read_public_key(key)
     opened = Store(store, settings.trusted_keys)
     follower = Follower(opened, settings.limits, settings.device, settings.poll_seconds)
-    batcher = Batcher(settings.batching, metrics)
+    batcher = Batcher(settings.batching, metrics, settings.threads)
     admission = Admission(settings.admission)
     query_log = QueryLog(store / "ubi", settings.query_log, metrics)
     metrics.watch(follower, batcher, admission)
@@ -144,6 +146,7 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
     app.state.mlflow = settings.mlflow
     app.state.siblings = None
     app.state.metrics, app.state.admission, app.state.query_log = metrics, admission, query_log
+    app.state.caps = settings.caps
     refusals.install(app, metrics)
     rules = Rules(settings.caps, Keys.read(settings.keys), Rates(settings.rates), admission, metrics)
     app.add_middleware(Direct)

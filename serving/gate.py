@@ -20,11 +20,18 @@ from serving.refusals import error_response
 
 
 class CapsConfig(Config):
-    """The largest request that is read."""
+    """The largest request that is read, and how long a client may take over its part."""
 
     max_body_bytes: int = Field(1_000_000, ge=1_000, description="largest request body")
     max_head_bytes: int = Field(16_384, ge=1_024, description="largest sum of URL and headers")
+    head_seconds: float = Field(10.0, gt=0, le=3_600, description="longest that a head may take to arrive")
     body_seconds: float = Field(10.0, gt=0, le=3_600, description="longest that a body may take to arrive")
+    reply_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3_600,
+        description="longest that a client may take to read what was sent to it; then its connection is cut",
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ class Gate:
         most_held = caps.max_body_bytes * self.rules.admission.config.max_requests
         parts: list[bytes] = []
         size = 0
-        self.rules.admission.reading += 1
+        self.rules.admission.aside += 1
         try:
             async with asyncio.timeout(caps.body_seconds):
                 while True:
@@ -155,7 +162,7 @@ class Gate:
             )
         finally:
             self._held -= size
-            self.rules.admission.reading -= 1
+            self.rules.admission.aside -= 1
 
     def _body_too_large(self) -> Response:
         text = f"the request body is larger than {self.rules.caps.max_body_bytes} bytes"
