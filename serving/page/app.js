@@ -1,18 +1,21 @@
 // The page: one query, several rankings beside each other. All text from the catalogue enters the document as
 // text nodes, never as markup.
 
+import { askAll, giveUp } from "./asking.js";
 import { showBundles } from "./bundles.js";
 import * as columns from "./columns.js";
 import { open } from "./detail.js";
-import { $, count, el, keep, read, send } from "./dom.js";
+import { $, counted, el, forget, keep, read } from "./dom.js";
 import * as past from "./history.js";
-import { judge, load, whenRefused } from "./judge.js";
+import { begin, judge, load, permit, whenRefused } from "./judge.js";
 import { onKeyInResults, toResults } from "./keyboard.js";
+import { restoreTheme, switchTheme } from "./theme.js";
 
-const TYPING_PAUSE_MS = 150;
+const TYPING_PAUSE_MS = 100;
+const SLOW_MS = 250; // results that take longer are dimmed meanwhile; every frame of a fade costs what a search does
 const PATIENCE_MS = 600;
 
-const state = { kind: null, request: 0, bundle: null, query: null };
+const state = { kind: null, request: 0, asking: null, bundle: null, query: null };
 let pause = 0;
 
 async function start() {
@@ -21,29 +24,48 @@ async function start() {
   await connect();
 }
 
+// Everything that the first search does not need comes after it.
 async function connect() {
   const reply = await read("v1/bundle");
-  $("key-form").hidden = reply.error?.status !== 401;
-  if (reply.error) {
-    setStatus("down", reply.error.code === "not_ready" ? "no bundle is served yet" : "no answer");
-    $("empty-text").textContent = reply.error.message;
-    if (reply.error.status !== 401) setTimeout(connect, 2000);
-    return;
-  }
+  if (reply.error) return reply.error.status === 401 ? askForKey() : wait(reply.error);
+  $("key-form").hidden = true;
   state.kind = reply.body.query_inputs.includes("text") ? "text" : "history";
+  if (state.kind === "text") permit();
+  else { past.prepare(); document.documentElement.classList.add("no-judging"); }
   showBundle(reply.body);
   welcome(reply.body);
-  const listed = await showBundles(reply.body, compare);
-  const asked = new URLSearchParams(window.location.search).getAll("c");
-  columns.restore(asked, comparable(listed));
+  const names = columns.wanted(new URLSearchParams(window.location.search).getAll("c"));
+  const foreign = names.some(columns.isForeign);
+  columns.restore(names, foreign ? await others() : []);
   columns.draw(ask);
   $("query").disabled = false;
+  const idle = [document.body, $("key")].includes(document.activeElement);
+  if (idle && matchMedia("(hover: hover)").matches) $("query").focus();
   await restoreQuery();
-  if (matchMedia("(hover: hover)").matches) $("query").focus();
+  if (!foreign) columns.offer(await others());
+  return undefined;
 }
 
-// Bundles that may be a column: sound ones that answer the same kind of query.
-function comparable(listed) {
+function wait({ code, message }) {
+  setStatus("down", code === "not_ready" ? "no bundle is served yet" : "no answer");
+  $("empty-text").textContent = message;
+  setTimeout(connect, 2000);
+}
+
+function askForKey() {
+  const wrong = forget();
+  setStatus("down", "needs a key");
+  $("empty-text").textContent = "The server answers whoever shows a key that it knows.";
+  $("key-error").textContent = wrong ? "That key is not accepted. Check it and try again." : "";
+  $("key").setAttribute("aria-invalid", String(wrong));
+  $("key-form").hidden = false;
+  $("key").focus();
+  $("key").select();
+}
+
+// Show the store's bundles; return those that may be a column: sound ones that answer the same kind of query.
+async function others() {
+  const listed = await showBundles(state.bundle, compare);
   return listed.filter((one) => !one.damage && !one.served && one.query_inputs.includes(state.kind)).map((one) => one.bundle_id);
 }
 
@@ -60,7 +82,7 @@ function compare(bundleId) {
 function showBundle(bundle) {
   state.bundle = bundle;
   setStatus(bundle.refused ? "warn" : "ready",
-    el("code", {}, bundle.bundle_id.slice(0, 8)), el("span", { class: "more" }, ` · ${count(bundle.documents)} documents`));
+    el("code", {}, bundle.bundle_id.slice(0, 8)), el("span", { class: "more" }, ` · ${counted(bundle.documents, "document")}`));
   $("status").title = `bundle ${bundle.bundle_id}, loaded ${bundle.loaded_at}, ${bundle.index}`;
   if (bundle.refused) alertWith(`The champion could not be loaded: ${bundle.refused.message}`, "warn");
 }
@@ -72,8 +94,8 @@ function welcome(bundle) {
     ? "See what the towers find, and what words alone find"
     : "Pick what somebody clicked, see what comes next";
   $("empty-text").textContent = texts
-    ? `Type what a person would type, or try one of these. ${count(bundle.documents)} documents are searched.`
-    : `Search titles, choose a few, and the towers recommend from ${count(bundle.documents)} documents.`;
+    ? `Type what a person would type, or try one of these. ${counted(bundle.documents, "document")} ${bundle.documents === 1 ? "is" : "are"} searched.`
+    : `Search titles, choose a few, and the towers recommend from ${counted(bundle.documents, "document")}.`;
   $("examples").hidden = bundle.examples.length === 0;
   $("examples").replaceChildren(...bundle.examples.map((example) => {
     const label = example.text ?? example.history.map((document) => document.title.trim() || document.doc_id).join(" · ");
@@ -108,44 +130,65 @@ async function ask() {
   clearTimeout(pause);
   columns.draw(ask);
   const asked = query();
-  const number = ++state.request;
-  remember(asked);
-  alertWith("");
-  if (empty(asked)) return showEmpty();
-  $("results").setAttribute("aria-busy", "true");
-  const started = performance.now();
   const shown = [...columns.columns.shown];
-  if (asked.text !== undefined) load(asked.text);
-  const replies = shown.map(() => ({ pending: true }));
-  const all = Promise.all(shown.map(async (column, place) => {
-    replies[place] = await send("v1/search", { ...asked, ...columns.bodyOf(column), with_documents: true });
-  }));
+  const key = JSON.stringify([asked, shown]);
+  if (key === state.asking) return;
+  const number = ++state.request;
+  state.asking = empty(asked) ? null : key;
+  if (empty(asked)) {
+    giveUp();
+    remember(asked);
+    alertWith("");
+    showEmpty();
+    return;
+  }
+  const started = performance.now();
+  const { replies, all } = askAll(asked, shown);
+  alertWith("");
+  busy(true);
+  const slow = setTimeout(() => $("columns").classList.add("slow"), SLOW_MS);
   // a bundle that is opened first keeps its own column waiting, not the others
   await Promise.race([all, new Promise((done) => setTimeout(done, PATIENCE_MS))]);
   if (number === state.request && replies.some((reply) => reply.pending) && replies.some((reply) => reply.body)) {
-    state.query = asked;
-    showResults(replies, performance.now() - started);
+    showResults(asked, replies, performance.now() - started);
   }
   await all;
+  clearTimeout(slow);
   if (number !== state.request) return;
-  $("results").removeAttribute("aria-busy");
-  if (replies.every((reply) => reply.error)) {
-    showEmpty(true);
-    return alertWith(replies[0].error.message);
-  }
-  state.query = asked;
-  showResults(replies, performance.now() - started);
-  const own = replies.find((reply, place) => reply.body && columns.bodyOf(shown[place]).mode && !columns.bodyOf(shown[place]).bundle_id);
+  state.asking = null;
+  busy(false);
+  if (replies.every((reply) => reply.error)) refuse(replies[0].error);
+  else showResults(asked, replies, performance.now() - started);
+  afterPainting(() => {
+    if (number !== state.request) return;
+    remember(asked);
+    if (asked.text !== undefined) load();
+  });
+  const own = replies.find((reply, place) => reply.body && !columns.isForeign(shown[place]));
   if (own && own.body.bundle_id !== state.bundle.bundle_id) await connect();
+}
+
+function refuse({ status, message }) {
+  showEmpty(true);
+  if (status === 401) askForKey();
+  else alertWith(message);
+}
+
+function busy(on) {
+  if (on) $("results").setAttribute("aria-busy", "true");
+  else $("results").removeAttribute("aria-busy");
+  if (!on) $("columns").classList.remove("slow");
 }
 
 function showEmpty(quiet = false) {
   $("results").hidden = true;
   $("empty").hidden = quiet;
-  $("results").removeAttribute("aria-busy");
+  busy(false);
 }
 
-function showResults(replies, roundTrip) {
+function showResults(asked, replies, roundTrip) {
+  state.query = asked;
+  if (asked.text !== undefined) begin(asked.text);
   $("empty").hidden = true;
   $("results").hidden = false;
   const ranks = columns.fill(replies, {
@@ -157,17 +200,20 @@ function showResults(replies, roundTrip) {
   const waiting = replies.some((reply) => reply.pending);
   const shared = [...ranks[0].keys()].filter((docId) => ranks.slice(1).every((other) => other.has(docId))).length;
   const most = Math.max(...ranks.map((one) => one.size));
-  const bundles = replies.map((reply, place) => (columns.bodyOf(columns.columns.shown[place]).bundle_id ? null : reply.body?.bundle_id));
-  const mixed = new Set(bundles.filter(Boolean)).size > 1 ? ["the bundle changed meanwhile"] : [];
-  const notes = [...new Set([...replies.flatMap((reply) => reply.body?.notes ?? []), ...mixed])];
+  const notes = new Set(replies.flatMap((reply) => reply.body?.notes ?? []));
   $("summary").replaceChildren(
     waiting ? "" : el("span", {}, el("b", {}, `${shared} of ${most}`), ranks.length === 2 ? " in both" : ` in all ${ranks.length}`),
     waiting ? el("span", {}, "waiting for a bundle to be opened…") : el("span", {}, el("b", {}, `${Math.round(roundTrip)} ms`), " for all answers"),
-    ...notes.map((note) => el("span", {}, note)));
+    ...[...notes].map((note) => el("span", {}, note)));
   $("summary").dataset.ms = roundTrip.toFixed(1);
 }
 
-// --- keyboard, address, theme -------------------------------------------------------------------------------
+// Address and judgments are late enough once the results are seen.
+function afterPainting(then) {
+  requestAnimationFrame(() => setTimeout(then));
+}
+
+// --- keyboard, address -------------------------------------------------------------------------------
 
 function listen() {
   past.listen(ask, alertWith);
@@ -236,19 +282,6 @@ async function restoreQuery() {
   if (state.kind === "text") $("query").value ||= address.get("q") ?? "";
   else if (!past.ids().length) past.replace(address.getAll("h").map((docId) => ({ doc_id: docId, title: docId })));
   if (!empty(query())) await ask();
-}
-
-function restoreTheme() {
-  const kept = localStorage.getItem("theme");
-  if (kept) document.documentElement.dataset.theme = kept;
-}
-
-function switchTheme() {
-  const shown = document.documentElement.dataset.theme
-    ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-  const next = shown === "dark" ? "light" : "dark";
-  document.documentElement.dataset.theme = next;
-  localStorage.setItem("theme", next);
 }
 
 function alertWith(message, kind = "error") {

@@ -6,8 +6,8 @@ import { thumbs } from "./judge.js";
 const FIELDS_SHOWN = 4;
 
 // `context`: column, bundle (where it is not the served one), mark (a badge), terms (whether matched words are
-// marked), judging, first (whether Tab reaches it; arrows lead on), inside (a dialog, where Tab reaches all titles),
-// open (shows details).
+// marked), judging, first (whether Tab reaches its title; arrows lead on), inside (a dialog, where Tab reaches all
+// titles), open (shows details).
 export function card(hit, context) {
   const terms = context.terms(context.column) ? hit.matched_terms ?? [] : [];
   const title = hit.title.trim();
@@ -15,12 +15,15 @@ export function card(hit, context) {
   const score = hit.score.toFixed(lexical ? 2 : 4);
   const scored = lexical ? "BM25 score" : context.column === "hybrid" ? "fused score" : "similarity";
   const item = el("li", {
-    class: "hit", "data-doc": hit.doc_id, tabindex: context.first ? "0" : "-1",
+    class: "hit", "data-doc": hit.doc_id,
     mouseenter: () => twins(hit.doc_id, true), mouseleave: () => twins(hit.doc_id, false),
-    focus: () => twins(hit.doc_id, true), blur: () => twins(hit.doc_id, false),
+    focusin: () => twins(hit.doc_id, true), focusout: () => twins(hit.doc_id, false),
   },
   el("span", { class: "rank" }, String(hit.rank)),
-  el("button", { class: title ? "title" : "title untitled", title, type: "button", tabindex: context.inside ? "0" : "-1", click: () => context.open(hit, context.column) },
+  el("button", {
+    class: title ? "title" : "title untitled", title, type: "button", tabindex: context.inside || context.first ? "0" : "-1",
+    "aria-haspopup": "dialog", "aria-keyshortcuts": context.judging ? "+ -" : null, click: () => context.open(hit, context.column),
+  },
     ...highlighted(title || "untitled", terms)),
   el("span", { class: "score", title: scored }, score),
   picture(hit.image, "thumb"),

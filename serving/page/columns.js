@@ -25,12 +25,20 @@ export function bodyOf(column) {
   return NAMES[column] ? { mode: column } : { mode: "dense", bundle_id: column };
 }
 
-// Take over the columns that an address or an earlier visit asks for; unknown ones are dropped.
-export function restore(asked, others) {
+// The columns that an address or an earlier visit asks for.
+export function wanted(asked) {
+  return asked.length ? asked : (localStorage.getItem(KEPT) ?? "").split(",").filter(Boolean);
+}
+
+// Whether a column needs another bundle than the served one.
+export function isForeign(column) {
+  return !NAMES[column];
+}
+
+// Take over the columns that were wanted; unknown ones are dropped.
+export function restore(names, others) {
   columns.others = others;
-  const known = (column) => NAMES[column] || others.includes(column);
-  const wanted = asked.length ? asked : (localStorage.getItem(KEPT) ?? "").split(",");
-  const kept = [...new Set(wanted)].filter(known).slice(0, MOST);
+  const kept = [...new Set(names)].filter((column) => NAMES[column] || others.includes(column)).slice(0, MOST);
   if (kept.length > 1) columns.shown = kept;
   if (!columns.shown.includes(columns.active)) columns.active = columns.shown[0];
 }
@@ -47,18 +55,38 @@ export function draw(again) {
   const key = columns.shown.join();
   if ($("columns").dataset.key === key) return;
   $("columns").dataset.key = key;
+  const held = [...$("columns").children].findIndex((part) => part.contains(document.activeElement));
+  const added = document.activeElement === $("add");
   const drawn = columns.shown.map((column, place) => frame(column, place, again));
   $("columns").replaceChildren(...drawn);
   $("columns").dataset.count = String(drawn.length);
   $("tabs").replaceChildren(...columns.shown.map((column) => el("button", {
     type: "button", "data-tab": column, "aria-pressed": "false", click: () => activate(column),
   }, name(column))));
-  const free = choices().filter((column) => !columns.shown.includes(column));
-  $("adder").hidden = columns.shown.length >= MOST || free.length === 0;
-  $("add").replaceChildren(el("option", { value: "" }, "another…"),
-    ...free.map((column) => el("option", { value: column }, FULL[column] ?? name(column))));
   $("add").onchange = () => { if ($("add").value) { change(columns.shown.length, $("add").value); again(); } };
+  drawChoices();
   activate(columns.active);
+  // whoever chose by keyboard goes on from there
+  const place = added ? drawn.length - 1 : Math.min(held, drawn.length - 1);
+  if (place >= 0) drawn[place].querySelector(".which").focus();
+}
+
+// Take over which other bundles may be columns; columns that are drawn stay.
+export function offer(others) {
+  columns.others = others;
+  drawChoices();
+}
+
+function drawChoices() {
+  const free = [...Object.keys(NAMES), ...columns.others].filter((column) => !columns.shown.includes(column));
+  const option = (column, selected) => el("option", { value: column, selected }, FULL[column] ?? name(column));
+  for (const select of document.querySelectorAll("#columns .which")) {
+    const own = columns.shown[Number(select.dataset.place)];
+    const order = [...Object.keys(NAMES), ...columns.others].filter((column) => column === own || free.includes(column));
+    select.replaceChildren(...order.map((column) => option(column, column === own)));
+  }
+  $("adder").hidden = columns.shown.length >= MOST || free.length === 0;
+  $("add").replaceChildren(el("option", { value: "" }, "another…"), ...free.map((column) => option(column, false)));
 }
 
 export function activate(column) {
@@ -67,20 +95,15 @@ export function activate(column) {
   for (const part of $("columns").children) part.classList.toggle("shown", part.dataset.column === column);
 }
 
-function choices() {
-  return [...Object.keys(NAMES), ...columns.others];
-}
-
 function frame(column, place, again) {
   const select = el("select", {
-    class: "which", "aria-label": `Column ${place + 1}`, change: () => { change(place, select.value); again(); },
-  }, ...choices().filter((one) => one === column || !columns.shown.includes(one))
-    .map((one) => el("option", { value: one, selected: one === column }, FULL[one] ?? name(one))));
+    class: "which", "data-place": String(place), "aria-label": `Column ${place + 1}`, change: () => { change(place, select.value); again(); },
+  });
   const remove = columns.shown.length > 2
     ? el("button", { type: "button", class: "plain remove", "aria-label": `Remove ${name(column)}`, click: () => { change(place, null); again(); } }, "✕")
     : "";
   return el("section", { class: "column", "data-column": column, "aria-label": name(column) },
-    el("div", { class: "head" }, select, el("small", { class: "cost" }), remove),
+    el("div", { class: "head" }, select, el("small", { class: "cost", title: "Time in the server" }), remove),
     el("p", { class: "shared" }),
     el("ol", { class: "hits" }));
 }
@@ -88,6 +111,8 @@ function frame(column, place, again) {
 // Fill every column from its reply; ranks are compared with the first column, the first with the second.
 export function fill(replies, context) {
   const ranks = replies.map((reply) => new Map((reply.body?.hits ?? []).map((hit) => [hit.doc_id, hit.rank])));
+  const held = document.activeElement.closest("#columns .hit");
+  const around = held?.closest(".column");
   replies.forEach((reply, place) => {
     const part = $("columns").children[place];
     const other = place === 0 ? 1 : 0;
@@ -96,6 +121,9 @@ export function fill(replies, context) {
     part.querySelector(".hits").replaceChildren(...items(reply, columns.shown[place], (hit) =>
       replies[other]?.body ? badge(hit, ranks[other], short(columns.shown[other])) : null, context));
   });
+  // answers that come later leave whoever reads the earlier ones where they are
+  const same = [...around?.querySelectorAll(".hit") ?? []].find((item) => item.dataset.doc === held.dataset.doc);
+  same?.querySelector(".title").focus({ preventScroll: true });
   return ranks;
 }
 
@@ -108,9 +136,8 @@ function items(reply, column, mark, context) {
   return reply.body.hits.map((hit, place) => card(hit, { ...context, column, bundle, mark: mark(hit), first: place === 0 }));
 }
 
-function cost({ timings_ms: { encode, search, total } }) {
-  const parts = encode > 0 ? `encode ${encode.toFixed(1)} · search ${search.toFixed(1)} · ` : "";
-  return `${parts}${total.toFixed(1)} ms`;
+function cost({ timings_ms: { encode, search } }) {
+  return `${encode > 0 ? `encode ${encode.toFixed(1)} · ` : ""}search ${search.toFixed(1)} ms`;
 }
 
 function overlap(ranks, first, firstName) {

@@ -1,6 +1,6 @@
 // The curve of an index: how much of the exact neighbours each measured setting finds, at which speed.
 
-import { count, el, svg } from "./dom.js";
+import { count, counted, el, svg } from "./dom.js";
 
 const WIDTH = 560, HEIGHT = 300, LEFT = 54, RIGHT = 18, TOP = 32, BOTTOM = 46;
 const FAMILIES = 6;
@@ -22,7 +22,7 @@ export function curve({ target, k, queries, chosen, settings }) {
   const legend = el("ul", { class: "legend" }, ...names.map((name, family) =>
     el("li", {}, svg("svg", { viewBox: "0 0 10 10", width: 10, height: 10, "aria-hidden": "true" }, svg("circle", { class: `family-${family % FAMILIES}`, cx: 5, cy: 5, r: 4 })), name)));
   return el("figure", { class: "measured" }, picture, legend,
-    el("figcaption", {}, `${count(queries)} held-out queries, one thread. Ringed: the setting that is served.`), table(settings, chosen, k));
+    el("figcaption", {}, `${count(queries)} held-out ${queries === 1 ? "query" : "queries"}, one thread. Ringed: the setting that is served.`), table(settings, chosen, k));
 }
 
 function scaleOf(speeds) {
@@ -72,7 +72,7 @@ function table(settings, chosen, k) {
   const heads = ["index", `ANN recall@${k}`, "queries/s", "p50 µs", "MB", "build s"];
   return el("details", { class: "numbers" }, el("summary", {}, "As a table"),
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Measured settings" },
-      el("table", {}, el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", {}, head)))), el("tbody", {}, ...rows))));
+      el("table", {}, el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))), el("tbody", {}, ...rows))));
 }
 
 function words({ factory, parameters }) {
@@ -82,5 +82,5 @@ function words({ factory, parameters }) {
 
 function described(settings, chosen, k) {
   const one = settings[chosen];
-  return one ? `ANN recall against speed of ${settings.length} settings; served is ${words(one)} with ANN recall@${k} ${one.ann_recall.toFixed(4)}` : "ANN recall against speed";
+  return one ? `ANN recall against speed of ${counted(settings.length, "setting")}; served is ${words(one)} with ANN recall@${k} ${one.ann_recall.toFixed(4)}` : "ANN recall against speed";
 }

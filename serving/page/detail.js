@@ -16,6 +16,7 @@ export async function open(hit, column, query) {
   $("near").replaceChildren();
   if (!$("detail").open) $("detail").showModal();
   $("detail").scrollTop = 0;
+  $("detail-title").focus(); // the title that was chosen is gone where it stood in the list of near ones
   const [full, why, near] = await Promise.all([
     read(`v1/documents/${pathOf(hit.doc_id)}${others ? `?bundle_id=${others}` : ""}`),
     query ? send("v1/search", { ...query, ...bodyOf(column), explain: true }) : {},

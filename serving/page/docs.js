@@ -1,9 +1,9 @@
 // Documentation of the API, drawn from /openapi.json alone.
 
 import { el, read } from "./dom.js";
+import { restoreTheme } from "./theme.js";
 
-const theme = localStorage.getItem("theme");
-if (theme) document.documentElement.dataset.theme = theme;
+restoreTheme();
 
 const { body: spec, error } = await read("openapi.json");
 document.getElementById("about").textContent = error

@@ -32,22 +32,34 @@ export function highlighted(text, terms) {
   return pieces.map((piece, place) => (place % 2 ? el("mark", {}, piece) : piece));
 }
 
-export function read(path) {
-  return answer(fetch(path, { headers: headers() }));
+export function read(path, method = "GET") {
+  return answer(fetch(path, { method, headers: headers() }));
 }
 
-export function send(path, body) {
+export function send(path, body, signal) {
   // what is tried out here is no traffic of users
   const sent = { ...headers(), "content-type": "application/json", "x-query-log": "off" };
-  return answer(fetch(path, { method: "POST", headers: sent, body: JSON.stringify(body) }));
+  return answer(fetch(path, { method: "POST", headers: sent, body: JSON.stringify(body), signal }));
 }
 
 export function keep(key) {
   sessionStorage.setItem("key", key);
 }
 
+// Whether there was a key to forget.
+export function forget() {
+  const kept = sessionStorage.getItem("key") !== null;
+  sessionStorage.removeItem("key");
+  return kept;
+}
+
 export function count(number) {
   return number.toLocaleString("en");
+}
+
+// `counted(1, "document")` is "1 document", `counted(2000, "document")` is "2,000 documents".
+export function counted(number, noun) {
+  return `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 }
 
 export function pathOf(docId) {
@@ -62,7 +74,7 @@ function headers() {
 async function answer(request) {
   try {
     const response = await request;
-    const body = await response.json();
+    const body = response.status === 204 ? null : await response.json();
     return response.ok ? { body } : { error: { ...body.error, status: response.status } };
   } catch {
     return { error: { code: "unreachable", message: "The server does not answer; is it still running?", status: 0 } };

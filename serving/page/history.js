@@ -37,11 +37,17 @@ export async function suggest() {
   drawSuggestions();
 }
 
+// Typing leads to the suggestions, and screen readers are told so.
+export function prepare() {
+  const attributes = { role: "combobox", "aria-controls": "suggestions", "aria-autocomplete": "list", "aria-expanded": "false" };
+  for (const [key, value] of Object.entries(attributes)) $("query").setAttribute(key, value);
+}
+
 export function close() {
   number += 1;
   history.suggestions = [];
   history.active = -1;
-  $("suggestions").hidden = true;
+  expand(false);
 }
 
 export function move(step) {
@@ -73,11 +79,19 @@ function add(hit) {
 
 function drawSuggestions() {
   const items = history.suggestions.map((hit, place) => el("li", {
-    role: "option", "aria-selected": String(place === history.active),
+    role: "option", id: `suggestion-${place}`, "aria-selected": String(place === history.active),
     mousedown: (event) => { event.preventDefault(); add(hit); },
   }, el("span", {}, ...highlighted(hit.title.trim() || hit.doc_id, hit.matched_terms ?? []))));
-  $("suggestions").replaceChildren(...(items.length ? items : [el("li", { class: "none" }, "No title has these words")]));
-  $("suggestions").hidden = false;
+  $("suggestions").replaceChildren(...(items.length ? items : [el("li", { class: "none", role: "option", "aria-disabled": "true", "aria-selected": "false" }, "No title has these words")]));
+  expand(true);
+}
+
+function expand(open) {
+  $("suggestions").hidden = !open;
+  if (!$("query").hasAttribute("role")) return;
+  $("query").setAttribute("aria-expanded", String(open));
+  if (open && history.active >= 0) $("query").setAttribute("aria-activedescendant", `suggestion-${history.active}`);
+  else $("query").removeAttribute("aria-activedescendant");
 }
 
 function draw() {

@@ -17,7 +17,6 @@ export function onKeyInResults(event, { judge }) {
   }
   const thumb = THUMBS[event.key];
   if (thumb && judge) { event.preventDefault(); judge(card.dataset.doc, thumb, card.querySelector(".thumbs")?.dataset.bundle); return; }
-  if (event.key === "Enter" && event.target === card) { event.preventDefault(); card.querySelector(".title").click(); return; }
   const target = next(card, event.key);
   if (target === undefined) return;
   event.preventDefault();
@@ -47,8 +46,12 @@ function cardsOf(column) {
 
 function focus(card) {
   if (!card) return;
-  const column = card.closest(".column").dataset.column;
-  if (column !== columns.active) activate(column);
-  card.focus({ preventScroll: true });
+  const column = card.closest(".column");
+  if (column.dataset.column !== columns.active) activate(column.dataset.column);
+  // Tab comes back to where the arrows left
+  for (const title of column.querySelectorAll(".title")) title.tabIndex = -1;
+  const title = card.querySelector(".title");
+  title.tabIndex = 0;
+  title.focus({ preventScroll: true });
   card.scrollIntoView({ block: "nearest" });
 }
