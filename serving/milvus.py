@@ -38,6 +38,7 @@ from serving.milvus_collection import (
     Collection,
     IndexUnavailableError,
     connect,
+    failures,
     reason,
     refusing,
     row_count,
@@ -195,7 +196,8 @@ class MilvusIndex:
             ValueError: If `check_vectors` refuses the queries, k is not from 1 to `MAX_K`, or the selection
                 is of another catalogue.
             IndexUnavailableError: If Milvus does not answer in time.
-            BundleError: If Milvus returns a row that the selection forbids.
+            BundleError: If Milvus returns a row that there is not or that the selection forbids, or a score
+                that is not finite.
         """
         checked_BD = check_vectors(query_BD, self.dimension)
         k = min(k, self.size)
@@ -210,7 +212,7 @@ class MilvusIndex:
             return [nothing for _ in checked_BD]
         condition = "" if selection is None else expression(selection, self._stored.moments)
         found = self._ask(checked_BD, k, condition)
-        return [_neighbours(hits, selection) for hits in found]
+        return [_neighbours(hits, self.size, selection) for hits in found]
 
     def way(self, selection: Selection) -> Literal["whole", "rows", "filters"]:
         """Return how Milvus is told of a selection: not at all, by its rows, or by the filters themselves."""
@@ -224,6 +226,7 @@ class MilvusIndex:
 
         Raises:
             IndexUnavailableError: If Milvus does not answer in time.
+            BundleError: If it lacks one of them.
         """
         wanted = [int(row) for row in rows]
         with self._answering():
@@ -234,6 +237,8 @@ class MilvusIndex:
                 timeout=self._stored.timeout_seconds,
             )
         by_row = {int(entry["row"]): entry["vector"] for entry in found}
+        if not by_row.keys() >= {*wanted}:
+            raise BundleError(f"collection {self.collection} lacks rows; export the bundle again")
         return np.array([by_row[row] for row in wanted], dtype=np.float32).reshape(-1, self.dimension)
 
     def write(self, path: Path) -> None:
@@ -263,11 +268,9 @@ class MilvusIndex:
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
-        from pymilvus.exceptions import MilvusException
-
         try:
             yield
-        except MilvusException as error:
+        except failures() as error:
             raise IndexUnavailableError(
                 f"Milvus does not answer for {self._stored.collection}: {reason(error)}"
             ) from error
@@ -305,9 +308,11 @@ def _create(client: Any, stored: Collection, config: MilvusConfig) -> None:
     client.create_collection(stored.collection, schema=schema, index_params=index, consistency_level="Strong")
 
 
-def _neighbours(hits: list[dict[str, Any]], selection: Selection | None) -> Neighbours:
+def _neighbours(hits: list[dict[str, Any]], size: int, selection: Selection | None) -> Neighbours:
     rows = np.array([hit["row"] for hit in hits], dtype=np.int64)
     scores = np.array([hit["distance"] for hit in hits], dtype=np.float32)
+    if not ((rows >= 0) & (rows < size) & np.isfinite(scores)).all() or len(set(rows.tolist())) != len(rows):
+        raise BundleError("Milvus returned what is not in the bundle; export the bundle again")
     if selection is not None and not selection.mask[rows].all():
         raise BundleError("Milvus returned a document that the filters forbid; export the bundle again")
     order = np.lexsort((rows, -scores))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from features.errors import ConfigError
-from serving.milvus_collection import Collection, connect, reason, refusing
+from serving.milvus_collection import Collection, connect, failures, reason, refusing
 
 IDENTITY = ".milvus-store.json"
 """In a folder of bundles of which some are in Milvus."""
@@ -39,11 +39,10 @@ def claim(client: Any, collection: str, bundles: Path) -> None:
         collection: Which one.
         bundles: The folder of bundles.
     """
-    from pymilvus.exceptions import MilvusException
-
+    refused: tuple[type[Exception], ...] = (*failures(), OSError)
     try:
         _claim(client, collection, _alias(collection, _identity(bundles)))
-    except (MilvusException, OSError) as error:
+    except refused as error:
         log.warning(
             "collection %s is not claimed for %s, so that another store may drop it: %s",
             collection,
@@ -53,13 +52,11 @@ def claim(client: Any, collection: str, bundles: Path) -> None:
 
 
 def _claim(client: Any, collection: str, alias: str) -> None:
-    from pymilvus.exceptions import MilvusException
-
     if alias in claims(client, collection):
         return
     try:
         client.create_alias(collection, alias)
-    except MilvusException:  # another process of this store may have been faster
+    except failures():  # another process of this store may have been faster
         if alias not in claims(client, collection):
             raise
 
@@ -103,11 +100,9 @@ def claims(client: Any, collection: str) -> list[str]:
 
 
 def _drop(client: Any, collection: str) -> Literal["dropped", "shared"]:
-    from pymilvus.exceptions import MilvusException
-
     try:
         client.drop_collection(collection)
-    except MilvusException:
+    except failures():
         if claims(client, collection):  # another store opened a bundle with it meanwhile
             return "shared"
         raise

@@ -81,17 +81,25 @@ def connect(uri: str) -> Any:
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
     """Turn what pymilvus makes of a wrong address or parameter into one line."""
-    from pymilvus.exceptions import MilvusException
-
     try:
         yield
-    except MilvusException as error:
+    except failures() as error:
         raise ConfigError(f"{what}: {reason(error)}; check the address and index.milvus") from error
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """Return what pymilvus raises: its own error, and that of gRPC for a deadline, a right or a method."""
+    import grpc  # type: ignore[import-untyped]
+    from pymilvus.exceptions import MilvusException
+
+    return MilvusException, grpc.RpcError
+
+
 def reason(error: Exception) -> str:
-    """Return one line of what Milvus said."""
-    return " ".join(str(getattr(error, "message", "") or error).split())[:200]
+    """Return one line of what Milvus, or gRPC, said."""
+    details = getattr(error, "details", None)
+    said = getattr(error, "message", "") or (details() if callable(details) else "")
+    return " ".join(str(said or error).split())[:200]
 
 
 def row_count(client: Any, collection: str) -> int:

@@ -115,6 +115,31 @@ def test_unsafe_queries_never_reach_milvus(milvus: MilvusIndex) -> None:
         milvus.set_parameters({"nprobe": 3})
 
 
+def test_a_search_past_its_time_is_unavailable_and_no_error_of_grpc(
+    milvus: MilvusIndex, tmp_path: Path
+) -> None:
+    milvus.write(tmp_path / "milvus.json")
+    text = (tmp_path / "milvus.json").read_text()
+    (tmp_path / "milvus.json").write_text(text.replace('"timeout_seconds": 60.0', '"timeout_seconds": 1e-6'))
+    hasty = MilvusIndex.open(tmp_path / "milvus.json")
+    with pytest.raises(IndexUnavailableError, match=r"does not answer for twotower_[0-9a-f]{32}: .*eadline"):
+        hasty.search(vectors(1, 0), 5)
+
+
+def test_rows_that_the_bundle_does_not_have_are_an_error(tmp_path: Path) -> None:
+    config = MilvusConfig(uri=str(tmp_path / "other.db"), timeout_seconds=60)
+    index = MilvusIndex.create(vectors(50, 0), catalogue().head(50), config)
+    client = MilvusClient(config.uri)
+    [strange] = client.get(index.collection, ids=[7], output_fields=["*"])
+    client.delete(index.collection, ids=[7])
+    client.insert(index.collection, [strange | {"row": 50}])
+    client.close()
+    with pytest.raises(BundleError, match="not in the bundle"):
+        index.search(vectors(50, 0)[7:8], 5)
+    with pytest.raises(BundleError, match="lacks rows"):
+        index.vectors(np.array([7]))
+
+
 def test_vectors_come_back_as_they_were_added(milvus: MilvusIndex) -> None:
     rows = np.array([5, 0, 11_999])
     np.testing.assert_array_equal(milvus.vectors(rows), vectors(DOCUMENTS, 0)[rows])
