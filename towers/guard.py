@@ -109,14 +109,21 @@ class Signs:
         )
 
 
-def watched(loss: LossConfig) -> bool:
+def watched(loss: LossConfig, progress: float | None = None) -> bool:
     """Return whether an objective can collapse: it has a margin.
 
     A softmax or a sigmoid of equal scores has a gradient that parts them; fresh towers begin there.
+
+    Args:
+        loss: Any objective.
+        progress: Share of the stage's steps that are done, by which a part of a weighted sum counts or does
+            not; `None`: at any time.
     """
-    if isinstance(loss, WeightedSumConfig):
+    if not isinstance(loss, WeightedSumConfig):
+        return "margin" in type(loss).model_fields
+    if progress is None:
         return watched(loss.first) or watched(loss.second)
-    return "margin" in type(loss).model_fields
+    return any(watched(part) for _, part in loss.parts(progress))
 
 
 def look_at(step: Step, temperature: Tensor, rows: int) -> Look:

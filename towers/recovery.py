@@ -70,7 +70,7 @@ def watch(
     Args:
         training: Its count of suspicious steps and its healthy state change.
         guard: When to ring.
-        stage: The phase that runs; only an objective with a margin is watched.
+        stage: The phase that runs; only an objective with a margin is watched, and only while it counts.
         step: What was just computed.
         share: Of the stage's steps that were done before it.
     """
@@ -83,6 +83,9 @@ def watch(
         progress.suspicious = 0
         if relative >= guard.healthy_spread and progress.step % guard.healthy_every == 0:
             keep_healthy(training)
+        return None
+    if not watched(stage.loss, share):
+        progress.suspicious = 0
         return None
     signs = signs_of(look, build_loss(stage.loss, share), relative)
     progress.suspicious = progress.suspicious + 1 if signs.collapsed(guard) else 0

@@ -104,3 +104,6 @@ def test_only_an_objective_with_a_margin_is_watched() -> None:
     assert not watched(softmax)
     assert watched(WeightedSumConfig(first=softmax, second=HINGE))
     assert not watched(WeightedSumConfig(first=softmax, second=softmax))
+    late = WeightedSumConfig(first=softmax, second=HINGE, ramp_start=0.5)
+    assert watched(late)
+    assert [watched(late, progress) for progress in (0.0, 0.5, 0.6, 1.0)] == [False, False, True, True]

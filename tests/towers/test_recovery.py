@@ -87,6 +87,18 @@ def test_the_guard_sees_the_collapse_goes_back_warms_up_and_the_hinge_then_learn
     assert min(last["query_std"], last["document_std"]) > 0.5 / 16**0.5
 
 
+def test_no_alarm_rings_before_the_hinge_of_a_weighted_sum_counts(
+    coloured_things: Path, tmp_path: Path
+) -> None:
+    """Cross-entropy of fresh towers may look collapsed; here whatever is looked at does."""
+    ramp = {"weight_from": 0.0, "weight_to": 1.0, "ramp_start": 0.5, "ramp_end": 0.5}
+    loss = {"kind": "weighted_sum", "first": {"kind": "cross_entropy"}, "second": COLD["loss"], **ramp}
+    always = {"spread": 0.99, "healthy_spread": 1.0, "gap_tolerance": 99, "loss_tolerance": 0.99}
+    config = configured(stage={"loss": loss, "steps": 8}, guard=always | {"steps": 2, "retries": 0})
+    with pytest.raises(TrainingError, match="stage 'cold' collapsed at step 6:"):
+        train(coloured_things, tmp_path / "x", TOWERS, config, seed=0, record=NoRecorder())
+
+
 def test_ways_back_are_bounded_and_the_failure_says_what_was_seen(
     coloured_things: Path, tmp_path: Path
 ) -> None:
