@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 from features.config import Config
 from towers.losses.debias import debiased_negatives, log_sum
 from towers.losses.matrix import (
+    ColumnWeight,
     OwnScores,
     check,
     check_temperature,
@@ -35,11 +36,7 @@ class CrossEntropyConfig(Config):
     correct_positive: bool = Field(
         False, description="Whether the positive's own logit is corrected by log Q like a negative's."
     )
-    column_weight: float = Field(
-        1.0,
-        ge=0,
-        description="Weight of the document → query direction against 1 for query → document; 0 is off.",
-    )
+    column_weight: ColumnWeight = 1.0
     list_weight: float = Field(
         0.0,
         ge=0,

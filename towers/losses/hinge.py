@@ -11,27 +11,29 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from features.config import Config
-from towers.losses.matrix import OwnScores, check, in_both_directions, mean_where, widened
+from towers.losses.matrix import (
+    ColumnWeight,
+    Margin,
+    OwnScores,
+    check,
+    in_both_directions,
+    mean_where,
+    widened,
+)
 
 
 class HingeConfig(Config):
     """Which terms the hinge has."""
 
     kind: Literal["hinge"] = "hinge"
-    margin: float = Field(
-        0.1, gt=0, description="By how much a positive's raw score must exceed a negative's."
-    )
+    margin: Margin = 0.1
     negative: Literal["hardest", "semi_hard", "top_k_mean"] = Field(
         "hardest",
         description="What the positive must beat: the highest negative; the highest below the positive; or "
         "the mean of the k highest.",
     )
     k: int = Field(5, ge=1, description="How many negatives top_k_mean averages; else not used.")
-    column_weight: float = Field(
-        1.0,
-        ge=0,
-        description="Weight of the document → query direction against 1 for query → document; 0 is off.",
-    )
+    column_weight: ColumnWeight = 1.0
 
 
 class Hinge(nn.Module):

@@ -1,13 +1,27 @@
 """What every objective over a score matrix does first and last: check it, widen it, average its rows.
 
+Beside it the settings that several objectives have.
+
 B queries, N documents, N ≥ B; column i < B is the positive of row i. U documents of each query's own.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+ColumnWeight = Annotated[
+    float,
+    Field(
+        ge=0, description="Weight of the document → query direction against 1 for query → document; 0 is off."
+    ),
+]
+Margin = Annotated[
+    float, Field(gt=0, description="By how much a positive's raw score must exceed a negative's.")
+]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from features.config import Config
 from towers.losses.matrix import (
+    ColumnWeight,
     OwnScores,
     check,
     check_temperature,
@@ -36,11 +37,7 @@ class SupervisedContrastiveConfig(Config):
     correct_positive: bool = Field(
         False, description="Whether positives' logits are corrected by log Q like a negative's."
     )
-    column_weight: float = Field(
-        1.0,
-        ge=0,
-        description="Weight of the document → query direction against 1 for query → document; 0 is off.",
-    )
+    column_weight: ColumnWeight = 1.0
 
 
 class SupervisedContrastive(nn.Module):

@@ -11,26 +11,28 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from features.config import Config
-from towers.losses.matrix import OwnScores, check, in_both_directions, mean_where, widened
+from towers.losses.matrix import (
+    ColumnWeight,
+    Margin,
+    OwnScores,
+    check,
+    in_both_directions,
+    mean_where,
+    widened,
+)
 
 
 class TripletConfig(Config):
     """Which triplets count."""
 
     kind: Literal["triplet"] = "triplet"
-    margin: float = Field(
-        0.1, gt=0, description="By how much a positive's raw score must exceed a negative's."
-    )
+    margin: Margin = 0.1
     triplets: Literal["all", "violating", "hardest"] = Field(
         "all",
         description="The mean over a row's triplets: over all; over those that still cost something; or the "
         "costliest alone.",
     )
-    column_weight: float = Field(
-        1.0,
-        ge=0,
-        description="Weight of the document → query direction against 1 for query → document; 0 is off.",
-    )
+    column_weight: ColumnWeight = 1.0
 
 
 class Triplet(nn.Module):
