@@ -5,6 +5,7 @@ One line for a query and one for each document of its answer, in `ubi-<UTC date>
 it, and what it cannot take is dropped and counted.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -175,6 +176,7 @@ class QueryLog:
         data = memoryview(("\n".join(lines) + "\n").encode())
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
+            fcntl.flock(file, fcntl.LOCK_EX)  # other processes serve the same store
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":  # a process was killed within a line
                 os.write(file, b"\n")

@@ -4,12 +4,16 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.metrics import Metrics, merged
 from serving.retriever import Retriever
 
 
 def values(client) -> dict[str, float]:
     """Every sample by its name and labels."""
-    text = client.get("/metrics").text
+    return samples(client.get("/metrics").text)
+
+
+def samples(text: str) -> dict[str, float]:
     return {
         sample.name + "".join(f",{key}={value}" for key, value in sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -76,3 +80,30 @@ def test_a_defect_is_a_plain_500_that_is_counted_and_logged(counted, monkeypatch
     assert values(counted)["twotower_errors_total,route=/v1/search"] == 1
     assert "/v1/search failed" in caplog.text
     assert "what was asked" not in caplog.text
+
+
+def test_several_processes_make_one_exposition_with_each_family_once():
+    expositions = {}
+    for place in (2, 1):
+        metrics = Metrics()
+        for _ in range(place):
+            metrics.refused('odd "reason" \\ {x}')
+        metrics.request_done("/v1/search", 200, 0.004 * place)
+        expositions[place] = metrics.exposition()
+    expositions[3] = b'twotower_refusals_total{reason="'
+    expositions[4] = expositions[1].replace(b"twotower_refusals", b"twotower_only_here")
+    text = merged(expositions).decode()
+    found = samples(text)
+
+    def each(name: str) -> list[float | None]:
+        return [found.get(name.format(place)) for place in (1, 2, 3)]
+
+    assert each('twotower_refusals_total,process={},reason=odd "reason" \\ {{x}}') == [1, 2, None]
+    assert each("twotower_request_seconds_count,process={},route=/v1/search,status=200") == [1, 1, None]
+    below = "twotower_request_seconds_bucket,le=0.005,process={},route=/v1/search,status=200"
+    assert each(below) == [1, 0, None]
+    assert found['twotower_only_here_total,process=4,reason=odd "reason" \\ {x}'] == 1
+    assert found["twotower_processes"] == 3
+    families = re.findall(r"^# TYPE (\S+)", text, re.M)
+    assert len(families) == len(set(families)) > 10
+    assert "process=" not in expositions[1].decode()

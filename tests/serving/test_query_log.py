@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -196,3 +198,26 @@ def test_events_at_the_limits_are_taken_and_of_the_refused_ones_none(client, sho
     text = "".join(file.read_text() for file in (shop / "ubi").glob("*"))
     assert "x" * 512 in text
     assert "not-taken" not in text
+
+
+SLOW = """
+import fcntl, os, sys, time
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+fcntl.flock(file, fcntl.LOCK_EX)
+os.write(file, b'{"query_id": "one')
+print("begun", flush=True)
+time.sleep(0.7)
+os.write(file, b'"}\\n')
+"""
+
+
+def test_lines_of_two_processes_stay_whole_where_one_is_written_in_parts(tmp_path):
+    path = tmp_path / f"ubi-{datetime.now(UTC):%Y-%m-%d}.jsonl"
+    with subprocess.Popen([sys.executable, "-c", SLOW, str(path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"begun\n"
+        log = QueryLog(tmp_path, QueryLogConfig(impressions=0), Metrics())
+        log.start()
+        log.served("another", "b" * 16, Search(text="tea"), ANSWER)
+        log.stop()
+    assert [line["query_id"] for line in lines_of(tmp_path)] == ["one", "another"]
