@@ -141,7 +141,7 @@ class Artifact:
         except OSError:
             now = {}
         if now != self._seen:
-            raise ArtifactError(f"{self.path} was changed while it was being opened; open it again")
+            raise ArtifactError(f"{self.path} was changed while it was being read; start again")
 
     def _check_files(self, *, hash_them: bool) -> None:
         found = _files_below(self.path)

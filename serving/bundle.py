@@ -113,12 +113,15 @@ def load(path: Path, device: str = "auto", trusted_keys: tuple[Path, ...] = ()) 
     if path.resolve().name != bundle_id:
         raise BundleError(f"{path} holds bundle {bundle_id}; a bundle's directory carries its id")
     doc_ids = documents["doc_id"].tolist()
-    texts = [
-        document_text(title, text) for title, text in zip(documents["title"], documents["text"], strict=True)
-    ]
     rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
-    lexical = LexicalIndex.build(doc_ids, texts)
-    catalogue = Catalogue.build(documents, rows)
+    try:
+        pairs = zip(documents["title"], documents["text"], strict=True)
+        lexical = LexicalIndex.build(doc_ids, [document_text(title, text) for title, text in pairs])
+        catalogue = Catalogue.build(documents, rows)
+    except MemoryError:
+        raise
+    except Exception as error:  # a catalogue that ingestion would not have let through
+        raise BundleError(f"bundle {bundle_id} is refused: its catalogue: {_one_line(error)}") from error
     return Bundle(
         bundle_id=bundle_id,
         artifact=artifact,

@@ -103,6 +103,8 @@ def export(
             choice.curve.write(directory / "index")
         write_json(directory / "ids.json", doc_ids)
         shutil.copyfile(examples / "documents.parquet", directory / "documents.parquet")
+        for source in (sources.examples, sources.checkpoint):  # what was copied is what was verified
+            source.check_unchanged()
 
     return publish_bundle(bundles, content, write)
 

@@ -151,7 +151,9 @@ class Store:
             raise ArtifactError(
                 f"{self.root} is no folder; give the `store` of a configuration that was run"
             ) from None
-        except (ValueError, KeyError, TypeError, BundleError) as error:
+        except OSError as error:
+            raise ArtifactError(f"{self.pointer} cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, RecursionError, BundleError) as error:
             raise ArtifactError(
                 f"{self.pointer} is damaged ({type(error).__name__}: {error}); "
                 "delete it and promote a bundle again"

@@ -103,7 +103,7 @@ def _try(path: Path, seconds: int, fingerprint: str) -> None:
 
     artifact = Artifact.read(path, "bundle")
     if artifact.fingerprint != fingerprint:
-        raise BundleError(f"{path} was changed while it was being opened; open it again")
+        raise BundleError(f"{path} was changed while it was being read; start again")
     _bound(_size(artifact), seconds)
     content: Any = artifact.content
     documents = pyarrow.parquet.read_table(path / "documents.parquet")

@@ -225,7 +225,7 @@ def test_a_file_that_changes_after_it_was_verified_is_told(tmp_path: Path, how: 
         artifact.path.rename(tmp_path / "b")
     if how in ("written", "replaced"):  # no trace in size and time
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(ArtifactError, match="changed while it was being opened"):
+    with pytest.raises(ArtifactError, match="changed while it was being read"):
         artifact.check_unchanged()
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.artifact import Artifact, publish, write_json
+from features.artifact import MANIFEST, Artifact, publish, write_json
 from features.errors import ArtifactError, BundleError, ConfigError
 from features.text import NORMALISER
 from serving.build import IndexConfig
@@ -164,6 +165,55 @@ def test_another_catalogue_under_the_same_ids_is_caught_by_the_canaries(copied: 
 
     with pytest.raises(BundleError, match="recorded scores from the towers"):
         load(rehashed(copied, swap))
+
+
+def test_a_catalogue_that_bm25_cannot_read_is_refused(copied: Path):
+    def spoil(staging: Path, content: dict) -> None:
+        for one in content["canaries"]:
+            del one["exact"][1:]
+        asked = {one["exact"][0]["doc_id"] for one in content["canaries"]}
+        documents = pd.read_parquet(staging / "documents.parquet")
+        documents.loc[documents.index[~documents["doc_id"].isin(asked)][0], "title"] = None
+        documents.to_parquet(staging / "documents.parquet")
+
+    with pytest.raises(BundleError, match="its catalogue: AttributeError"):
+        load(rehashed(copied, spoil))
+
+
+def test_only_timings_may_be_left_out_of_the_digest(copied: Path):
+    (copied / "query.onnx").write_bytes(b"")
+    manifest = json.loads((copied / MANIFEST).read_text())
+    manifest["files"]["query.onnx"] = {
+        "sha256": hashlib.sha256(b"").hexdigest(),
+        "bytes": 0,
+        "measured": True,
+    }
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    assert Artifact.read(copied, verify=True).digest.startswith(copied.name)
+    with pytest.raises(BundleError, match=r"leaves query\.onnx out of the digest"):
+        load(copied)
+
+
+@pytest.mark.parametrize("stage", ["examples", "checkpoint"])
+def test_inputs_that_change_during_an_export_publish_nothing(shop: Path, tmp_path, stage):
+    for name in ("examples", "checkpoint"):
+        source = shop / "examples" if name == "examples" else shop / "checkpoints" / "0"
+        shutil.copytree(source, tmp_path / name)
+    changed = tmp_path / stage / ("documents.parquet" if stage == "examples" else "two_tower/two_tower.json")
+
+    def touch(done: int, total: int) -> None:
+        changed.write_bytes(changed.read_bytes())
+
+    with pytest.raises(ArtifactError, match="changed while it was being read"):
+        export(
+            tmp_path / "examples",
+            tmp_path / "checkpoint",
+            None,
+            tmp_path / "out",
+            IndexConfig(k=5),
+            progress=touch,
+        )
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_ids_in_another_order_are_refused(copied: Path):

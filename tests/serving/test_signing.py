@@ -100,7 +100,7 @@ def test_what_was_signed_is_what_is_read(bundle: Bundle, tmp_path: Path, monkeyp
     monkeypatch.setattr(signing, "check", swapped_after)
     assert "measured" not in store.bundle(copied.name).content
     (copied / MANIFEST).write_bytes(sound)
-    with pytest.raises(BundleError, match="changed while it was being opened"):  # the child reads it again
+    with pytest.raises(BundleError, match="changed while it was being read"):  # the child reads it again
         load(copied, trusted_keys=(public,))
     (copied / MANIFEST).write_bytes(sound)
     monkeypatch.setattr(signing, "check", check)

@@ -71,6 +71,18 @@ def test_a_corrupted_pointer_is_a_clear_error_and_is_not_overwritten(tmp_path, d
     assert store.pointer.read_bytes() == damage
 
 
+def test_a_pointer_that_cannot_be_read_is_one_line(tmp_path):
+    store, one = Store(tmp_path), add_bundle(tmp_path, "one")
+    store.pointer.mkdir()
+    for act in (store.champion, lambda: store.set_champion(one, "try")):
+        with pytest.raises(ArtifactError, match=r"champion\.json cannot be read: Is a directory"):
+            act()
+    store.pointer.rmdir()
+    store.pointer.write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match=r"champion\.json is damaged \(RecursionError"):
+        store.champion()
+
+
 def test_a_pointer_that_leads_out_of_the_store_is_damaged(tmp_path):
     store, one = Store(tmp_path), add_bundle(tmp_path, "one")
     store.set_champion(one, "first")
