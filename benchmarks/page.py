@@ -1,9 +1,11 @@
 """From the key to the painted results: the page in a real Chromium over a served store.
 
-    python benchmarks/page.py STORE [--cores 0,1] [--queries 60] [--columns dense,bm25] [--json FILE]
+    python benchmarks/page.py STORE --make 100000 [--cores 0,1] [--queries 60] [--columns dense,bm25] [--json F]
 
-Server and browser share the cores. Queries are words of random titles, each asked once, so that no cache of
-queries helps. The time counts from the press of Enter until the frame after the results were drawn.
+`--make` makes the store first where it is not there yet. Server and browser share the cores. Queries are
+words of random titles, each asked once, so that no cache of queries helps. Half of them are sent by Enter,
+half are typed to the end, where the page waits for a pause. The time counts from the last key until the frame
+after the results were drawn.
 """
 
 import argparse
@@ -20,17 +22,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from load import server
+from page_store import make
 from playwright.sync_api import Page, sync_playwright
 
 LIMIT_MS = 300
+WARM_UP = 6  # queries that are not counted
 WATCH = """
-window.painted = [];
-let pressed = 0;
-addEventListener("keydown", (event) => { if (event.key === "Enter") pressed = performance.now(); }, true);
+let pressed = 0, seen = () => {};
+window.expect = () => { window.painted = new Promise((resolve) => { seen = resolve; }); };
+addEventListener("keydown", () => { pressed = performance.now(); }, true);
 addEventListener("DOMContentLoaded", () => {
   new MutationObserver(() => requestAnimationFrame(() => setTimeout(() => {
-    const asked = Number(document.getElementById("summary").dataset.ms);
-    window.painted.push([performance.now() - pressed, asked]);
+    seen([performance.now() - pressed, Number(document.getElementById("summary").dataset.ms)]);
   }))).observe(document.getElementById("summary"), { attributes: true, attributeFilter: ["data-ms"] });
 });
 """
@@ -49,29 +52,37 @@ def queries_of(store: Path, bundle_id: str, count: int, seed: int = 0) -> list[s
     return found
 
 
-def measure(page: Page, queries: list[str]) -> list[tuple[float, float]]:
-    """Ask each query by the keyboard; return (ms to the painted results, ms of the requests) of each."""
-    for place, query in enumerate(queries):
-        page.evaluate("document.getElementById('query').value = ''")
-        page.focus("#query")
-        page.evaluate("query => { document.getElementById('query').value = query; }", query)
-        page.keyboard.press("Enter")
-        page.wait_for_function("count => window.painted.length > count", arg=place, timeout=30_000)
-    return [(float(total), float(asked)) for total, asked in page.evaluate("window.painted")]
+def ask(page: Page, query: str, *, typed: bool) -> tuple[float, float]:
+    """Ask by the keyboard; return ms from the last key to the painted results, and of the requests."""
+    page.evaluate(
+        "text => { document.getElementById('query').value = text; }", query[: -1 if typed else None]
+    )
+    page.focus("#query")
+    page.evaluate("window.expect()")
+    page.keyboard.press(query[-1] if typed else "Enter")
+    # one promise rather than a condition that is looked at in every frame, which would draw frames
+    painted, asked = page.evaluate("window.painted")
+    page.wait_for_timeout(100)
+    return float(painted), float(asked)
 
 
 def main() -> None:
     """Measure and print, and write where that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("store", type=Path)
+    parser.add_argument("--make", type=int, metavar="N", help="documents of the store, if it is not there")
     parser.add_argument("--cores", default="0,1")
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--columns", default="dense,bm25")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+    if options.make and not (options.store / "champion.json").exists():
+        print(f"made {options.store} in {make(options.store, options.make):.0f} s", flush=True)
     bundle_id = json.loads((options.store / "champion.json").read_text(encoding="utf-8"))["bundle_id"]
-    queries = queries_of(options.store, bundle_id, options.queries + 5)
+    queries = queries_of(options.store, bundle_id, options.queries + WARM_UP)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with server(options.store, cores=options.cores) as (_, port), sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
@@ -79,29 +90,36 @@ def main() -> None:
         page.add_init_script(WATCH)
         columns = "&".join(f"c={column}" for column in options.columns.split(","))
         page.goto(f"http://127.0.0.1:{port}/?{columns}")
-        page.wait_for_selector("#query:enabled", timeout=600_000)
-        times = np.array(measure(page, queries)[5:])  # the first ones warm both up
+        page.wait_for_selector(".bundle", timeout=600_000)
+        rows = [ask(page, query, typed=place % 2 == 1) for place, query in enumerate(queries)]
         documents = page.evaluate("fetch('v1/bundle').then(r => r.json()).then(b => b.documents)")
         browser.close()
-    print(json.dumps(figures := described(times, documents, options), indent=2))
+    print(json.dumps(figures := described(np.array(rows[WARM_UP:]), documents, options), indent=2))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def described(times: np.ndarray, documents: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures with what they were measured on."""
-    painted, asked = times[:, 0], times[:, 1]
+def described(rows: np.ndarray, documents: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures with what they were measured on; queries by Enter and typed ones take turns."""
+    by_enter, typed = rows[::2, 0], rows[1::2, 0]
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, cores {options.cores} of {os.cpu_count()}",
+        "load_average": round(os.getloadavg()[0], 1),
         "documents": documents,
         "columns": options.columns.split(","),
-        "queries": len(times),
-        "painted_ms": {f"p{q}": round(float(np.percentile(painted, q)), 1) for q in (50, 95, 100)},
-        "requests_ms": {f"p{q}": round(float(np.percentile(asked, q)), 1) for q in (50, 95, 100)},
+        "queries": len(rows),
+        "enter_to_painted_ms": _percentiles(by_enter),
+        "last_letter_to_painted_ms": _percentiles(typed),
+        "requests_ms": _percentiles(rows[:, 1]),
         "limit_ms": LIMIT_MS,
-        "met": bool(np.percentile(painted, 95) <= LIMIT_MS),
+        "met_by_p95": bool(max(np.percentile(by_enter, 95), np.percentile(typed, 95)) <= LIMIT_MS),
+        "met_by_all": bool(rows[:, 0].max() <= LIMIT_MS),
     }
+
+
+def _percentiles(times: np.ndarray) -> dict[str, float]:
+    return {f"p{q}": round(float(np.percentile(times, q)), 1) for q in (50, 95, 100)}
 
 
 if __name__ == "__main__":

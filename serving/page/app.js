@@ -11,7 +11,7 @@ import { begin, judge, load, permit, whenRefused } from "./judge.js";
 import { onKeyInResults, toResults } from "./keyboard.js";
 import { restoreTheme, switchTheme } from "./theme.js";
 
-const TYPING_PAUSE_MS = 100;
+const TYPING_PAUSE_MS = 60;
 const SLOW_MS = 250; // results that take longer are dimmed meanwhile; every frame of a fade costs what a search does
 const PATIENCE_MS = 600;
 
