@@ -5,6 +5,8 @@ whatever the load is.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pydantic import Field
 
@@ -92,6 +94,17 @@ class Admission:
     def leave(self) -> None:
         """Give the place back."""
         self._in_flight -= 1
+
+    @contextmanager
+    def stepped_aside(self) -> Iterator[None]:
+        """Give the present request's place back while it only waits; it has one again after, full or not."""
+        self._in_flight -= 1
+        self.aside += 1
+        try:
+            yield
+        finally:
+            self._in_flight += 1
+            self.aside -= 1
 
     def set_deadline(self, asked: bytes | None) -> None:
         """Set the present request's deadline.

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import anyio
 import anyio.to_thread
 import torch
 from fastapi import FastAPI
@@ -45,6 +44,7 @@ from serving.shelf import Shelf
 from serving.siblings import Siblings
 from serving.signing import read_public_key
 from serving.store import Store
+from serving.waiting import Loads, Places
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,12 @@ class ServeConfig(Config):
         "that of one. Threads, batches, the cache of query vectors and the bounds of `admission` and "
         "`batching` are per process; `rates` need one process",
     )
-    concurrency: int = Field(4, ge=1, le=256, description="other requests than searches that work at once")
+    concurrency: int = Field(
+        4,
+        ge=1,
+        le=256,
+        description="other requests than searches that work at once: so many that encode, and so many others",
+    )
     threads: int = Field(
         1, ge=1, le=256, description="torch and faiss threads that one batch of searches uses"
     )
@@ -123,7 +128,8 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(started: FastAPI) -> AsyncIterator[None]:
-        started.state.loads = anyio.CapacityLimiter(1)
+        started.state.loads = Loads(started.state.shelf, admission)
+        started.state.encoders = Places(settings.concurrency)
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.concurrency
         query_log.start()
         follower.start()

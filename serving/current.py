@@ -1,10 +1,9 @@
 """What a request is answered by: the served bundle, or another one of the store; and how it is asked."""
 
 import time
+from collections.abc import Callable
 from typing import Annotated
 
-import anyio
-import anyio.to_thread
 from fastapi import Depends, Request
 
 from serving.batching import Batcher
@@ -12,7 +11,7 @@ from serving.follow import Follower, Served
 from serving.refusals import NotReadyError
 from serving.retriever import Answer, QueryError, Retriever
 from serving.search import Search
-from serving.shelf import Shelf
+from serving.waiting import Given, Loads, Places, Result
 from serving.wire import Timings
 
 
@@ -38,19 +37,23 @@ async def retriever_of(request: Request, current: Served, bundle_id: str | None)
 
     Raises:
         QueryError: If the store does not have it, or it cannot be opened.
-        BusyError: If too many wait for bundles to be opened.
+        BusyError: If too many wait for bundles to be opened, or the deadline passes first.
     """
     champion = current.retriever
     if bundle_id is None or bundle_id == champion.bundle.bundle_id:
         return champion
-    shelf: Shelf = request.app.state.shelf
-    opened = shelf.find(bundle_id)
-    if opened is not None:
-        return opened
-    # in a thread of its own, since other requests would wait for those that wait for a load
-    limiter: anyio.CapacityLimiter = request.app.state.loads
-    with shelf.place_to_wait():
-        return await anyio.to_thread.run_sync(shelf.get, bundle_id, limiter=limiter)
+    loads: Loads = request.app.state.loads
+    return await loads.get(bundle_id)
+
+
+async def encoded(request: Request, work: Callable[[*Given], Result], *given: *Given) -> Result:
+    """Return what work of the towers returns; other work than searches that encodes comes through here.
+
+    Raises:
+        BusyError: If the deadline passes before a thread for it is free.
+    """
+    encoders: Places = request.app.state.encoders
+    return await encoders.run(work, *given)
 
 
 async def answers(

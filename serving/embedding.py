@@ -3,14 +3,13 @@
 import time
 from typing import Literal
 
-import anyio.to_thread
 import pandas as pd
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from features.errors import TwotowerError
 from serving.bundle import Bundle
-from serving.current import Current, retriever_of, timings
+from serving.current import Current, encoded, retriever_of, timings
 from serving.encode import encode_documents
 from serving.queries import QueryError, QueryLimits
 from serving.retriever import Retriever
@@ -76,7 +75,7 @@ async def embed(request: Request, body: EmbedRequest, current: Current) -> Embed
     """Encode queries by the query tower, or documents by the document tower."""
     started = time.perf_counter()
     retriever = await retriever_of(request, current, body.bundle_id)
-    vectors = await anyio.to_thread.run_sync(_vectors, retriever, body)
+    vectors = await encoded(request, _vectors, retriever, body)
     spent = (time.perf_counter() - started) * 1e3
     return EmbedReply(
         bundle_id=retriever.bundle.bundle_id,

@@ -16,7 +16,6 @@ import importlib.metadata
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -24,7 +23,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from serving.batching import BusyError
-from serving.current import Current, answers, retriever_of
+from serving.current import Current, answers, encoded, retriever_of
 from serving.follow import Served
 from serving.inference_wire import (
     NAME,
@@ -201,7 +200,7 @@ async def _inferred(request: Request, retriever: Retriever, body: InferRequest) 
         answered.append(answer)
     outputs = {output.name: output for output in _ranked(answered)}
     if "embedding" in wanted:
-        vectors = await anyio.to_thread.run_sync(retriever.embed, [Search(text=text) for text in texts])
+        vectors = await encoded(request, retriever.embed, [Search(text=text) for text in texts])
         outputs["embedding"] = Output(
             name="embedding",
             shape=list(vectors.shape),

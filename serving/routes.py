@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from serving.bundle_routes import bundles
-from serving.current import Current, answers, retriever_of, timings
+from serving.current import Current, answers, encoded, retriever_of, timings
 from serving.documents import documents_at
 from serving.embedding import embedding
 from serving.mistakes import checked_part, printable
@@ -71,7 +71,7 @@ async def neighbors(
     """Find the documents nearest to a document by the bundle's similarity."""
     started = time.perf_counter()
     retriever = await retriever_of(request, current, bundle_id)
-    answer = await anyio.to_thread.run_sync(retriever.neighbors, doc_id, k)
+    answer = await encoded(request, retriever.neighbors, doc_id, k)
     hits = await _hits(retriever, answer, "" if with_documents else None)
     return _json(
         NeighborsReply(

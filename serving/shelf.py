@@ -2,28 +2,21 @@
 
 Each is checked as completely as the champion is. A few are kept; the one that was not asked for longest goes
 first. One is loaded at a time, and a bundle that was refused is not tried again for a while, so that asking
-over and over costs little. A few requests may wait for a load; more are refused, so that a crowd that asks
-for unopened bundles does not take the places of those that the champion answers.
+over and over costs little. How requests wait for one is in `serving.waiting`.
 """
 
 import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from features.errors import TwotowerError
-from serving.batching import BusyError
 from serving.bundle import load
 from serving.queries import QueryError, QueryLimits
 from serving.retriever import Retriever
 from serving.store import Store
 
 KEPT = 2
-MOST_WAITING = 8
-"""So many requests may wait for bundles to be opened, whichever; a sixteenth of those let in by default."""
-
 RETRY_SECONDS = 30.0
 _REMEMBERED = 64
 
@@ -69,7 +62,6 @@ class Shelf:
         self._kept = kept
         self._open: OrderedDict[str, Retriever] = OrderedDict()
         self._refused: OrderedDict[str, tuple[float, str]] = OrderedDict()
-        self._waiting = 0
         self._shelf = threading.Lock()
         self._loading = threading.Lock()
 
@@ -81,24 +73,18 @@ class Shelf:
                 self._open.move_to_end(bundle_id)
             return found
 
-    @contextmanager
-    def place_to_wait(self) -> Iterator[None]:
-        """Hold one of the places of those who wait for `get`.
+    def check(self, bundle_id: str) -> None:
+        """Refuse at once what `get` would refuse without trying to open it.
 
         Raises:
-            BusyError: If `MOST_WAITING` are taken.
+            UnknownBundleError: If the store does not have it.
+            RefusedBundleError: If it could not be opened lately.
         """
-        with self._shelf:
-            if self._waiting >= MOST_WAITING:
-                raise BusyError(
-                    "loads_full", f"{MOST_WAITING} requests wait for bundles to be opened already; try again"
-                )
-            self._waiting += 1
-        try:
-            yield
-        finally:
-            with self._shelf:
-                self._waiting -= 1
+        if bundle_id not in self.store.bundle_ids():
+            raise UnknownBundleError(bundle_id)
+        until, message = self._refused.get(bundle_id, (0.0, ""))
+        if time.monotonic() < until:
+            raise RefusedBundleError(message)
 
     def get(self, bundle_id: str) -> Retriever:
         """Return a bundle, opening it where it is not open; that can take long.
@@ -119,11 +105,7 @@ class Shelf:
             return list(self._open)
 
     def _load(self, bundle_id: str) -> Retriever:
-        if bundle_id not in self.store.bundle_ids():
-            raise UnknownBundleError(bundle_id)
-        until, message = self._refused.get(bundle_id, (0.0, ""))
-        if time.monotonic() < until:
-            raise RefusedBundleError(message)
+        self.check(bundle_id)
         log.info("loading bundle %s to compare with", bundle_id)
         with self._shelf:  # room first: at no time are more than `kept` in memory
             while len(self._open) >= self._kept:

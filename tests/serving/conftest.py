@@ -155,6 +155,16 @@ def shop(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def several(tmp_path_factory) -> Store:
+    """A store of three bundles that answer texts."""
+    root = tmp_path_factory.mktemp("several")
+    for seed in range(3):
+        build_shop(root, seed=seed)
+    Store(root).set_champion(Store(root).bundle_ids()[0], "first")
+    return Store(root)
+
+
+@pytest.fixture(scope="session")
 def cinema(tmp_path_factory) -> Path:
     """A store whose champion answers histories, and never returns what was seen."""
     root = tmp_path_factory.mktemp("cinema")

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import pytest
 from serving.admission import AdmissionConfig
 from serving.api import ServeConfig
 from serving.gate import CapsConfig
+from serving.retriever import Retriever
 
 BODY = json.dumps({"text": "red shoes", "k": 3}).encode()
 
@@ -196,3 +198,60 @@ def test_a_reply_that_nobody_reads_is_held_for_a_while_only(hasty, make, closing
         time.sleep(0.6)
         connection.sendall(head() + BODY)
         assert reply_of(connection)[0] == 200
+
+
+@pytest.fixture
+def full(shop, make, monkeypatch) -> Iterator[httpx.Client]:
+    """A server that answers one request at once, and is about to."""
+    begun, go_on, answer_many = threading.Event(), threading.Event(), Retriever.answer_many
+
+    def slow(retriever, searches):
+        begun.set()
+        assert go_on.wait(20)
+        return answer_many(retriever, searches)
+
+    caps = CapsConfig(body_seconds=1.0, max_body_bytes=10_000)
+    with make.server(shop, ServeConfig(caps=caps, admission=AdmissionConfig(max_requests=1))) as client:
+        make.wait_until(lambda: client.get("/readyz").status_code == 200)
+        monkeypatch.setattr(Retriever, "answer_many", slow)
+        with connected(client) as first:
+            first.sendall(head() + BODY)
+            assert begun.wait(20)
+            yield client
+            go_on.set()
+            assert reply_of(first)[0] == 200
+
+
+def test_a_request_too_many_is_refused_and_its_connection_is_of_use_again(full):
+    with connected(full) as connection:
+        for _ in range(2):
+            connection.sendall(head() + BODY)
+            status, start, body = reply_of(connection)
+            assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+            assert b"connection: close" not in start
+
+
+def test_a_refused_head_request_gets_no_body(full):
+    with connected(full) as connection:
+        connection.sendall(head(method="HEAD", length=None))
+        time.sleep(0.1)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        received = b""
+        while b"true" not in received:
+            received += connection.recv(65_536)
+        first, second = received.split(b"\r\n\r\n")[:2]
+        assert first.startswith(b"HTTP/1.1 503 ")
+        assert second.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_body_of_a_request_too_many_is_taken_for_a_while_and_up_to_a_size(full, chunked):
+    size = ("Transfer-Encoding: chunked",) if chunked else ("Content-Length: 5000000000",)
+    chunk = b"186a0\r\n" + b"x" * 100_000 + b"\r\n" if chunked else b"x" * 100_000
+    for more, seconds in ((b"", 3), (chunk, 0.7)):
+        with connected(full) as connection:
+            connection.sendall(head(*size, length=None) + (b"1\r\n{\r\n" if chunked else b"{"))
+            status, start, _ = reply_of(connection)
+            assert status == 503
+            assert (b"connection: close" in start) is not chunked
+            assert closed_after(connection, lambda more=more: more and connection.send(more)) < seconds

@@ -80,7 +80,11 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
         loaded = Path(f"/proc/{server.pid}/maps").read_text()
         assert "uvloop/loop" in loaded
         assert "httptools/parser" in loaded
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as begun:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=20) as begun,
+            httpx.Client(base_url=url) as idle,
+        ):
+            assert "connection" not in idle.get("/livez").headers
             begun.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
             time.sleep(0.1)
             server.send_signal(signal.SIGTERM)
@@ -88,7 +92,8 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
             ready = httpx.get(f"{url}/readyz")
             assert ready.status_code == 503
             assert ready.json()["error"]["code"] == "draining"
-            assert httpx.post(f"{url}/v1/search", json={"text": "red"}).status_code == 200
+            last = idle.post("/v1/search", json={"text": "red"})
+            assert (last.status_code, last.headers["connection"]) == (200, "close")
             make.wait_until(lambda: not accepts(port))
             assert server.poll() is None
             begun.sendall(body[10:])
@@ -96,6 +101,7 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
             while part := begun.recv(65_536):
                 reply += part
         assert reply.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in reply
         assert json.loads(reply.partition(b"\r\n\r\n")[2])["query_id"] == "the last one"
         assert server.wait(20) == 0
     assert "the last one" in "".join(file.read_text() for file in (store / "ubi").iterdir())

@@ -1,20 +1,10 @@
 import threading
-from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
 
 import serving.shelf
-from serving.shelf import MOST_WAITING, RefusedBundleError, Shelf, UnknownBundleError
+from serving.shelf import RefusedBundleError, Shelf, UnknownBundleError
 from serving.store import Store
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory, make) -> Store:
-    root = tmp_path_factory.mktemp("several")
-    for seed in range(3):
-        make.shop(root, seed=seed)
-    Store(root).set_champion(Store(root).bundle_ids()[0], "first")
-    return Store(root)
 
 
 def test_at_most_two_bundles_stay_and_the_one_not_asked_for_longest_goes(several: Store):
@@ -58,36 +48,6 @@ def test_a_damaged_bundle_is_refused_and_left_alone_for_a_while(tmp_path, make, 
         ids.write_bytes(sound)  # the second time it is not even looked at
     monkeypatch.setattr(shelf, "_refused", {})
     assert shelf.get(bundle_id).bundle.bundle_id == bundle_id
-
-
-def test_few_wait_for_a_bundle_to_be_opened_and_one_more_is_told_to_come_again(
-    several: Store, make, monkeypatch
-):
-    champion, *others = several.bundle_ids()
-    go_on, load = threading.Event(), serving.shelf.load
-
-    def slow(*given):
-        assert go_on.wait(20)
-        return load(*given)
-
-    with make.server(several.root) as client, ThreadPoolExecutor(MOST_WAITING + 1) as callers:
-        make.wait_until(lambda: client.get("/readyz").status_code == 200)
-        monkeypatch.setattr(serving.shelf, "load", slow)
-
-        def ask(place: int):
-            return client.post("/v1/search", json={"text": "red shoes", "bundle_id": others[place % 2]})
-
-        asked = [callers.submit(ask, place) for place in range(MOST_WAITING + 1)]
-        refused = next(as_completed(asked)).result()
-        answered = client.post("/v1/search", json={"text": "red shoes", "bundle_id": champion})
-        assert [future.done() for future in asked].count(False) == MOST_WAITING
-        go_on.set()
-        assert sorted(future.result().status_code for future in asked) == [*[200] * MOST_WAITING, 503]
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "loads_full")
-        assert int(refused.headers["retry-after"]) >= 1
-        assert answered.status_code == 200
-        with ThreadPoolExecutor(MOST_WAITING) as again:  # the places are free again
-            assert {reply.status_code for reply in again.map(ask, range(MOST_WAITING))} == {200}
 
 
 @pytest.mark.parametrize("bundle_id", ["0" * 16, "../../etc", "", "champion.json"])
