@@ -43,6 +43,8 @@ def work(how, listener, siblings):
     if how == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    elif how == "slow":
+        signal.signal(signal.SIGTERM, lambda *_: (listener.close(), time.sleep(1.5), os._exit(0)))
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listener.settimeout(0.1)  # a signal that another thread took interrupts no call
@@ -149,11 +151,22 @@ def test_processes_end_with_a_parent_that_was_killed(three, make):
 
 def test_an_interrupt_of_the_terminal_reaches_all_by_the_parent_once(three):
     children = three.children()
+    assert [os.getsid(pid) for pid in children] == children  # out of the terminal's reach
     os.killpg(three.process.pid, signal.SIGINT)
     _, said = three.process.communicate(timeout=20)
     assert three.process.returncode == -signal.SIGINT
     assert ended(children)
     assert said.count("Traceback") == 1  # the parent's, whose caller here does not catch it
+
+
+def test_nothing_is_accepted_while_processes_finish(tmp_path, make):
+    with family(tmp_path, "slow") as started:
+        make.wait_until(lambda: accepts(started.port))
+        make.wait_until(lambda: len(started.open_places()) == 3)
+        started.process.terminate()
+        make.wait_until(lambda: not accepts(started.port), 1.0)
+        assert started.process.poll() is None
+        assert started.process.wait(20) == 0
 
 
 def test_a_second_interrupt_kills_what_does_not_end(tmp_path, make):
