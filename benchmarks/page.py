@@ -1,11 +1,12 @@
 """From the key to the painted results: the page in a real Chromium over a served store.
 
-    python benchmarks/page.py STORE --make 100000 [--cores 0,1] [--queries 60] [--columns dense,bm25] [--json F]
+    python benchmarks/page.py STORE [--make 100000] [--cores 0,1] [--queries 60] [--columns dense,bm25]
 
 `--make` makes the store first where it is not there yet. Server and browser share the cores. Queries are
 words of random titles, each asked once, so that no cache of queries helps. Half of them are sent by Enter,
 half are typed to the end, where the page waits for a pause. The time counts from the last key until the frame
-after the results were drawn.
+after the results were drawn. Processor time is that of all threads of the browser's and of the server's
+processes, which a busy machine changes less than it changes the clock's.
 """
 
 import argparse
@@ -66,6 +67,24 @@ def ask(page: Page, query: str, *, typed: bool) -> tuple[float, float]:
     return float(painted), float(asked)
 
 
+def processor_ms(root: int, name: str = "") -> float:
+    """Return the ms of processor time that a process and its descendants took, those called so alone."""
+    ticks, parents, names = {}, {}, {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            head, _, rest = entry.read_text().rpartition(")")
+        except OSError:  # it ended meanwhile
+            continue
+        pid, fields = int(entry.parent.name), rest.split()
+        parents[pid], names[pid] = int(fields[1]), head.partition("(")[2]
+        ticks[pid] = int(fields[11]) + int(fields[12])
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    chosen = (pid for pid in found if pid in ticks and names[pid].startswith(name))
+    return sum(ticks[pid] for pid in chosen) * 1e3 / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     """Measure and print, and write where that is asked for."""
     parser = argparse.ArgumentParser(
@@ -84,17 +103,27 @@ def main() -> None:
     bundle_id = json.loads((options.store / "champion.json").read_text(encoding="utf-8"))["bundle_id"]
     queries = queries_of(options.store, bundle_id, options.queries + WARM_UP)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    with server(options.store, cores=options.cores) as (_, port), sync_playwright() as driver:
+    with server(options.store, cores=options.cores) as (pid, port), sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()
         page.add_init_script(WATCH)
         columns = "&".join(f"c={column}" for column in options.columns.split(","))
         page.goto(f"http://127.0.0.1:{port}/?{columns}")
         page.wait_for_selector(".bundle", timeout=600_000)
-        rows = [ask(page, query, typed=place % 2 == 1) for place, query in enumerate(queries)]
+        rows = []
+        for place, query in enumerate(queries):
+            if place == WARM_UP:
+                before = processor_ms(os.getpid(), "chrom"), processor_ms(pid)
+            rows.append(ask(page, query, typed=place % 2 == 1))
+        after = processor_ms(os.getpid(), "chrom"), processor_ms(pid)
+        spent = [
+            round((late - early) / options.queries, 1) for early, late in zip(before, after, strict=True)
+        ]
         documents = page.evaluate("fetch('v1/bundle').then(r => r.json()).then(b => b.documents)")
         browser.close()
-    print(json.dumps(figures := described(np.array(rows[WARM_UP:]), documents, options), indent=2))
+    figures = described(np.array(rows[WARM_UP:]), documents, options)
+    figures["processor_ms_a_query"] = dict(zip(("browser", "server"), spent, strict=True))
+    print(json.dumps(figures, indent=2))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -56,5 +56,6 @@ function kind(schema) {
 }
 
 function table(rows) {
-  return el("table", {}, el("tbody", {}, ...rows.map((cells) => el("tr", {}, ...cells.map((cell) => el("td", {}, cell))))));
+  return el("table", {}, el("tbody", {}, ...rows.map(([name, ...cells]) =>
+    el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, cell))))));
 }
