@@ -5,18 +5,21 @@ with the similarity the towers were trained with (`cosine` towers give unit vect
 """
 
 import threading
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from features.errors import BundleError
 from serving.devices import on_cpu, place, reason, search_on_gpu, set_on_gpu, stored_bytes
 from serving.faiss_file import read_faiss
 from serving.filters import Mask, Selection
+from serving.search_engine import Neighbours as Neighbours
+from serving.search_engine import SearchEngine as SearchEngine
+from serving.search_engine import SearchParameter as SearchParameter
 from serving.subsets import (
     Allowed,
     Found,
@@ -25,70 +28,21 @@ from serving.subsets import (
     can_select,
     exhaustive,
     is_lossless,
+    is_scan,
     overfetched,
     selective,
     stored_vectors,
     tunable,
 )
+from serving.ties import past_ties
 from serving.vectors import Vectors, check_vectors
 
-SearchParameter = Literal["nprobe", "efSearch", "k_factor_rf", "ht"]
 Way = Literal["whole", "overfetched", "exhaustive", "selective", "adaptive"]
 """How allowed rows are searched: `serving.subsets`."""
 
 _GPU_MAX_K = 2048
 _FEW_FORBIDDEN = 64
 _EXHAUSTIVE_ROWS = 5_000
-
-
-class Neighbours(NamedTuple):
-    """What one query found: `rows` (int64) and `scores` (float32), best first, ties by ascending row."""
-
-    rows: npt.NDArray[np.int64]
-    scores: Vectors
-
-
-class SearchEngine(Protocol):
-    """What a bundle's vectors are searched with: FAISS here, or a service elsewhere.
-
-    Attributes:
-        file: What `write` writes, in a bundle's folder `index/`.
-        note: Where it searches, in words.
-    """
-
-    file: str
-    note: str
-
-    @property
-    def dimension(self) -> int:
-        """D: length of a vector."""
-
-    @property
-    def size(self) -> int:
-        """N: number of documents that can be found."""
-
-    @property
-    def is_lossless(self) -> bool:
-        """Whether `vectors` are the very vectors that were added."""
-
-    @property
-    def stored_bytes(self) -> int:
-        """Size of the file that `write` makes."""
-
-    def set_parameters(self, parameters: dict[SearchParameter, int]) -> None:
-        """Fix search parameters for every later search."""
-
-    def search(self, query_BD: Vectors, k: int, selection: Selection | None = None) -> list[Neighbours]:
-        """Return the k nearest documents of each query among the selected ones, as catalogue rows."""
-
-    def way(self, selection: Selection) -> str:
-        """Return how a selection is searched."""
-
-    def vectors(self, rows: Rows) -> Vectors:
-        """Return (n, D) vectors of catalogue rows."""
-
-    def write(self, path: Path) -> None:
-        """Write what opens it again."""
 
 
 class Index:
@@ -173,12 +127,12 @@ class Index:
             return []
         allowed = self._alive if selection is None else self._selected(selection)
         if allowed is None:
-            found = self.whole(checked_BD, min(k, self.size))
-        elif allowed.count:
-            found = self._among(checked_BD, min(k, allowed.count), allowed)
-        else:
-            return [Neighbours(self._row_of_place[:0], checked_BD[0, :0]) for _ in checked_BD]
-        return self._neighbours(*found)
+            return self._best(self.whole, checked_BD, k, self.size, self._scans)
+        if allowed.count:
+            way = self._way(min(k, allowed.count), allowed)
+            scans = way == "exhaustive" or (way == "overfetched" and self._scans)
+            return self._best(partial(self._among, allowed), checked_BD, k, allowed.count, scans)
+        return [Neighbours(self._row_of_place[:0], checked_BD[0, :0]) for _ in checked_BD]
 
     def vectors(self, rows: Rows) -> Vectors:
         """Return (n, D) vectors of catalogue rows as the index holds them, rounded where it stores codes.
@@ -245,7 +199,7 @@ class Index:
                 self._searched, self.device, self.note, self.lost = on_cpu(self._host, why)
         return Found(*self._host.search(query_BD, k))
 
-    def _among(self, query_BD: Vectors, k: int, allowed: Allowed) -> Found:
+    def _among(self, allowed: Allowed, query_BD: Vectors, k: int) -> Found:
         way = self._way(k, allowed)
         if way == "overfetched":
             depth = k + len(allowed.mask) - allowed.count
@@ -272,18 +226,29 @@ class Index:
         return "selective" if allowed is self._alive else "adaptive"
 
     @cached_property
+    def _scans(self) -> bool:
+        return is_scan(self._host)
+
+    @cached_property
     def _selects(self) -> bool:
         return can_select(self._host)
 
-    def _neighbours(self, scores_BK: Vectors, rows_BK: Rows) -> list[Neighbours]:
+    def _best(
+        self, find: Callable[[Vectors, int], Found], query_BD: Vectors, k: int, size: int, scans: bool
+    ) -> list[Neighbours]:
+        """Return the k best of `size` documents that `find` finds; `scans`: it looks at all of them."""
+        k = min(k, size)
+        found = find(query_BD, min(k + 1, size) if scans else k)
+        scores_BK, rows_BK = found
         if (rows_BK >= 0).all() and (scores_BK[:, 1:] < scores_BK[:, :-1]).all():  # k found each, no ties
-            return list(map(Neighbours, self._place_of_row[rows_BK], scores_BK))
-        return [self._ordered(scores, rows) for scores, rows in zip(scores_BK, rows_BK, strict=True)]
+            return list(map(Neighbours, self._place_of_row[rows_BK[:, :k]], scores_BK[:, :k]))
+        deep = past_ties(find, query_BD, found, k, size) if scans else zip(scores_BK, rows_BK, strict=True)
+        return [self._ordered(scores, rows, k) for scores, rows in deep]
 
-    def _ordered(self, scores: Vectors, rows: Rows) -> Neighbours:
+    def _ordered(self, scores: Vectors, rows: Rows, k: int) -> Neighbours:
         kept = rows >= 0  # faiss pads with -1 where it found fewer than k
         places, scores = self._place_of_row[rows[kept]], scores[kept]
-        order = np.lexsort((places, -scores))
+        order = np.lexsort((places, -scores))[:k]
         return Neighbours(places[order], scores[order])
 
     @property

@@ -177,6 +177,14 @@ def stored_vectors(index: Any, rows: Rows) -> Vectors:
             lists.set_direct_map_type(_faiss.DirectMap.NoMap)
 
 
+def is_scan(index: Any) -> bool:
+    """Return whether a usual search scores every row."""
+    core = _faiss.downcast_index(index)
+    if isinstance(core, _faiss.IndexPreTransform):
+        return is_scan(core.index)
+    return isinstance(core, _faiss.IndexFlatCodes)
+
+
 def is_lossless(index: Any) -> bool:
     """Return whether `stored_vectors` gives the very vectors that were added."""
     core = _faiss.downcast_index(index)
