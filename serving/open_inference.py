@@ -41,7 +41,7 @@ from serving.inference_wire import (
 )
 from serving.milvus_collection import IndexUnavailableError
 from serving.mistakes import mistake, printable
-from serving.queries import QueryError
+from serving.queries import QueryError, check_results
 from serving.refusals import NotReadyError
 from serving.retriever import Answer, Retriever
 from serving.search import Search
@@ -192,6 +192,7 @@ async def _inferred(request: Request, retriever: Retriever, body: InferRequest) 
     for name in wanted:
         if name not in OUTPUTS:
             raise QueryError("unknown_output", f"no output {name[:60]!r}; outputs are {', '.join(OUTPUTS)}")
+    check_results([body.parameters.k] * len(texts), retriever.limits)
     searches = [Search(text=text, k=body.parameters.k, mode=body.parameters.mode) for text in texts]
     answered: list[Answer] = []
     for place, answer in enumerate(await answers(request, retriever, searches)):

@@ -41,6 +41,11 @@ class QueryLimits(Config):
     """The largest query that is answered."""
 
     max_k: int = Field(1_000, ge=1, le=100_000, description="most results asked for at once")
+    max_results: int = Field(
+        10_000,
+        ge=1,
+        description="most results that all queries of a batch ask for; one alone may ask for `max_k`",
+    )
     max_text: int = Field(2_000, ge=1, description="characters of a query text")
     max_history: int = Field(1_000, ge=1, description="documents in a history; the latest should come last")
     max_exclude: int = Field(10_000, ge=0, description="documents that may be excluded from a result")
@@ -194,6 +199,21 @@ def check_size(k: int, exclude: Sequence[str], limits: QueryLimits) -> None:
     if len(exclude) > limits.max_exclude:
         raise QueryError(
             "too_many_excluded", f"{len(exclude)} excluded ids; at most {limits.max_exclude} are allowed"
+        )
+
+
+def check_results(ks: Sequence[int], limits: QueryLimits) -> None:
+    """Refuse queries of one request that ask for too many results together; a k out of range counts not.
+
+    Raises:
+        QueryError: If they do.
+    """
+    wanted, most = sum(k for k in ks if 1 <= k <= limits.max_k), max(limits.max_results, limits.max_k)
+    if wanted > most:
+        raise QueryError(
+            "too_many_results",
+            f"the queries ask for {wanted} results; at most {most} are allowed in one request, so send fewer "
+            "queries at once or a smaller k",
         )
 
 

@@ -1,8 +1,9 @@
 """The routes that search. Every request takes one bundle and uses it to the end."""
 
 import time
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Annotated, NamedTuple, cast
 
 import anyio.to_thread
 import numpy as np
@@ -15,7 +16,7 @@ from serving.documents import documents_at
 from serving.embedding import embedding
 from serving.mistakes import checked_part, printable
 from serving.open_inference import inference
-from serving.queries import row_of
+from serving.queries import check_results, row_of
 from serving.query_log import new_query_id
 from serving.retriever import Answer, QueryError, Retriever
 from serving.search import Search
@@ -36,9 +37,18 @@ from serving.wire import (
 )
 
 _TEXT_SHOWN = 280
+_MANY_HITS = 1_000
 _OF_THE_WHOLE = frozenset({"queries", "bundle_id"})
 
 router = APIRouter(responses=REFUSALS)
+
+
+class _Found(NamedTuple):
+    """What was found for a query."""
+
+    body: QueryBody
+    query_id: str
+    answer: Answer
 
 
 @router.post("/v1/search", response_model=SearchReply | BatchReply)
@@ -46,17 +56,12 @@ async def search(request: Request, body: SearchRequest, current: Current) -> Res
     """Find the documents nearest to a text or to a history; or to each of many, with `queries`."""
     started = time.perf_counter()
     retriever = await retriever_of(request, current, body.bundle_id)
-    if body.queries is None:
-        reply = (await _replies(request, retriever, [body], started))[0]
-        if isinstance(reply, QueryError):
-            raise reply
-        return _json(reply)
-    asked = _parts(body, retriever)
-    replies = await _replies(request, retriever, asked, started)
-    results = [_refused(reply) if isinstance(reply, QueryError) else reply for reply in replies]
-    done = [reply.timings_ms for reply in replies if isinstance(reply, SearchReply)]
-    spent = timings(started, max((t.encode for t in done), default=0.0), sum(t.search for t in done))
-    return _json(BatchReply(bundle_id=retriever.bundle.bundle_id, results=results, timings_ms=spent))
+    asked = [body] if body.queries is None else _parts(body, retriever)
+    found = await _answered(request, retriever, asked)
+    if body.queries is None and isinstance(found[0], QueryError):
+        raise found[0]
+    write = partial(_one if body.queries is None else _batch, retriever, found, started)
+    return _json(await anyio.to_thread.run_sync(write) if _is_long(found) else write())
 
 
 @router.get("/v1/documents/{doc_id:path}/neighbors", response_model=NeighborsReply)
@@ -72,18 +77,19 @@ async def neighbors(
     started = time.perf_counter()
     retriever = await retriever_of(request, current, bundle_id)
     answer = await encoded(request, retriever.neighbors, doc_id, k)
-    hits = await _hits(retriever, answer, "" if with_documents else None)
-    return _json(
-        NeighborsReply(
+
+    def write() -> str:
+        return NeighborsReply(
             bundle_id=retriever.bundle.bundle_id,
             query_id=new_query_id(),
             doc_id=doc_id,
             k=answer.k,
-            hits=hits,
+            hits=_hits(retriever, answer, "" if with_documents else None),
             notes=answer.notes,
             timings_ms=timings(started, answer.encode_ms, answer.search_ms),
-        )
-    )
+        ).model_dump_json(exclude_none=True)
+
+    return _json(await anyio.to_thread.run_sync(write) if with_documents else write())
 
 
 @router.get("/v1/documents/{doc_id:path}", response_model_exclude_none=True)
@@ -123,47 +129,80 @@ def _parts(body: SearchRequest, retriever: Retriever) -> list[QueryBody | QueryE
             parts.append(checked_part(QueryBody, merged))
         except QueryError as refusal:
             parts.append(refusal)
+    check_results([part.k for part in parts if isinstance(part, QueryBody)], retriever.limits)
     return parts
 
 
-async def _replies(
-    request: Request, retriever: Retriever, asked: list[Any], started: float
-) -> list[SearchReply | QueryError]:
+async def _answered(
+    request: Request, retriever: Retriever, asked: Sequence[QueryBody | QueryError]
+) -> list[_Found | QueryError]:
     """Answer queries together; a refusal stands where its query stood."""
-    checked = [_search(one) if isinstance(one, QueryBody) else one for one in asked]
-    searches = [one for one in checked if isinstance(one, Search)]
+    checked = [one if isinstance(one, QueryError) else _checked(one) for one in asked]
+    searches = [one[1] for one in checked if not isinstance(one, QueryError)]
     answered = iter(await answers(request, retriever, searches) if searches else ())
-    replies: list[SearchReply | QueryError] = []
-    for body, one in zip(asked, checked, strict=True):
-        answer = next(answered) if isinstance(one, Search) else one
-        if isinstance(answer, QueryError):
-            replies.append(answer)
+    found: list[_Found | QueryError] = []
+    for one in checked:
+        if isinstance(one, QueryError):
+            found.append(one)
             continue
-        words = _words(retriever, body) if body.with_documents else None
+        (body, wanted), answer = one, next(answered)
+        if isinstance(answer, QueryError):
+            found.append(answer)
+            continue
         query_id = body.query_id or new_query_id()
-        request.app.state.query_log.served(query_id, retriever.bundle.bundle_id, one, answer)
-        replies.append(
-            SearchReply(
-                bundle_id=retriever.bundle.bundle_id,
-                query_id=query_id,
-                mode=body.mode,
-                k=answer.k,
-                hits=await _hits(retriever, answer, words),
-                notes=answer.notes,
-                unknown_history=answer.unknown,
-                explanation=answer.explanation,
-                timings_ms=timings(started, answer.encode_ms, answer.search_ms),
-            )
-        )
-    return replies
+        request.app.state.query_log.served(query_id, retriever.bundle.bundle_id, wanted, answer)
+        found.append(_Found(body, query_id, answer))
+    return found
 
 
-def _search(body: QueryBody) -> Search | QueryError:
+def _is_long(found: Sequence[_Found | QueryError]) -> bool:
+    """Return whether writing the reply takes so long that other requests should not wait for it."""
+    answered = [one for one in found if isinstance(one, _Found)]
+    hits = sum(len(one.answer.hits) for one in answered)
+    return hits > _MANY_HITS or any(one.body.with_documents for one in answered)
+
+
+def _one(retriever: Retriever, found: Sequence[_Found | QueryError], started: float) -> str:
+    """Write the reply to a query."""
+    return _reply(retriever, cast(_Found, found[0]), started).model_dump_json(exclude_none=True)
+
+
+def _batch(retriever: Retriever, found: Sequence[_Found | QueryError], started: float) -> str:
+    """Write the reply to a batch: each part alone, since pydantic lets no other thread go on meanwhile."""
+    parts: list[str] = []
+    encode_ms = search_ms = 0.0
+    for one in found:
+        reply = _refused(one) if isinstance(one, QueryError) else _reply(retriever, one, started)
+        parts.append(reply.model_dump_json(exclude_none=True))
+        if isinstance(one, _Found):
+            encode_ms = max(encode_ms, one.answer.encode_ms)
+            search_ms += one.answer.search_ms
+    spent = timings(started, encode_ms, search_ms)
+    empty = BatchReply(bundle_id=retriever.bundle.bundle_id, results=[], timings_ms=spent)
+    return empty.model_dump_json().replace('"results":[]', f'"results":[{",".join(parts)}]', 1)
+
+
+def _reply(retriever: Retriever, found: _Found, started: float) -> SearchReply:
+    body, query_id, answer = found
+    return SearchReply(
+        bundle_id=retriever.bundle.bundle_id,
+        query_id=query_id,
+        mode=body.mode,
+        k=answer.k,
+        hits=_hits(retriever, answer, _words(retriever, body) if body.with_documents else None),
+        notes=answer.notes,
+        unknown_history=answer.unknown,
+        explanation=answer.explanation,
+        timings_ms=timings(started, answer.encode_ms, answer.search_ms),
+    )
+
+
+def _checked(body: QueryBody) -> tuple[QueryBody, Search] | QueryError:
     if body.image is not None:
         return QueryError(
             "unsupported_input", "a query by image is not supported yet by this bundle; leave image out"
         )
-    return body.search()
+    return body, body.search()
 
 
 def _words(retriever: Retriever, body: QueryBody) -> str:
@@ -172,11 +211,11 @@ def _words(retriever: Retriever, body: QueryBody) -> str:
     return " ".join([*([body.text] if body.text else []), *titles])
 
 
-async def _hits(retriever: Retriever, answer: Answer, words: str | None) -> list[HitReply]:
+def _hits(retriever: Retriever, answer: Answer, words: str | None) -> list[HitReply]:
     """Return the hits, with their documents where `words` (the query's, for matched terms) is given."""
     if words is None:
         return [HitReply(rank, doc_id, score) for doc_id, score, rank in answer.hits]
-    return await anyio.to_thread.run_sync(_shown, retriever, answer, words)
+    return _shown(retriever, answer, words)
 
 
 def _shown(retriever: Retriever, answer: Answer, words: str) -> list[HitReply]:
@@ -203,9 +242,9 @@ def _refused(refusal: QueryError) -> ErrorReply:
     return ErrorReply(error=ErrorBody(code=refusal.code, message=printable(str(refusal))))
 
 
-def _json(reply: SearchReply | BatchReply | NeighborsReply) -> Response:
-    """Return a reply as it is; FastAPI would check it against its own model once more."""
-    return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
+def _json(reply: str) -> Response:
+    """Return a written reply as it is; FastAPI would check it against its own model once more."""
+    return Response(reply, media_type="application/json")
 
 
 for _part in (bundles, embedding, inference, site):
