@@ -135,7 +135,7 @@ def runs_of(store: Store) -> dict[str, dict[str, str]]:
             tracking = record.get("tracking") or {}
             run = {"run_id": str(record["run"]), "name": str(record["name"])}
             run |= {key: str(tracking[key]) for key in ("uri", "experiment_id") if tracking.get(key)}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         runs.update({Path(path).name: run for path in made})
     return runs

@@ -117,10 +117,11 @@ class Follower:
         try:
             bundle = load(self.store.bundle_path(bundle_id), self._device, self.store.trusted_keys)
         except (TwotowerError, MemoryError) as error:
-            self._refused_state, self._retry_at = state, time.monotonic() + RETRY_SECONDS
             short_of_memory = "not enough memory to hold it beside the bundle that is served"
             self._refuse(bundle_id, short_of_memory if isinstance(error, MemoryError) else str(error))
             return
+        finally:
+            self._refused_state, self._retry_at = state, time.monotonic() + RETRY_SECONDS
         self._served = Served(Retriever(bundle, self._limits), _now())
         self.swaps += 1
         self._refusal = self._refused_state = None
@@ -152,8 +153,11 @@ class Follower:
         while not self._stop.is_set():
             try:
                 self.check()
-            except Exception:  # the thread must outlive whatever a load can raise
-                log.exception("looking at the champion failed; trying again")
+            except Exception as error:  # the thread must outlive whatever a load can raise
+                failed = Refusal(None, f"looking at the champion failed: {type(error).__name__}: {error}")
+                if failed != self._refusal:
+                    log.exception("looking at the champion failed; trying again")
+                self._refusal = failed
             self._stop.wait(self._poll_seconds)
 
 

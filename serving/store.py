@@ -84,7 +84,7 @@ class Store:
             BundleError: If it is not in the store, not whole, or no trusted key signed it.
         """
         path = self.bundle_path(bundle_id)
-        if not path.exists():
+        if not path.is_dir():
             raise BundleError(
                 f"{self.root} has no bundle {bundle_id}; the folders in {self.bundles} are its bundles"
             )
@@ -102,7 +102,7 @@ class Store:
             return []
         found = []
         for entry in self.bundles.iterdir():
-            if _BUNDLE_ID.fullmatch(entry.name):
+            if _BUNDLE_ID.fullmatch(entry.name) and entry.is_dir():
                 with suppress(FileNotFoundError):  # pruned meanwhile
                     found.append((self.made_at(entry.name), entry.name))
         return [name for _, name in sorted(found)]

@@ -76,6 +76,20 @@ def test_a_damaged_bundle_is_listed_as_such(http, root):
     manifest.write_bytes(sound)
 
 
+def test_what_is_no_bundle_and_no_run_spoils_no_list(http, root):
+    before = http.get("/v1/bundles").json()
+    stray, run = Store(root).bundles / ("a" * 16), root / "runs" / "nested.json"
+    stray.write_text("stray")
+    run.write_text("[" * 100_000)
+    try:
+        assert http.get("/v1/bundles").json() == before
+        search = http.post("/v1/search", json={"text": "red", "bundle_id": stray.name})
+        assert refusal(search, 404) == "unknown_bundle"
+    finally:
+        stray.unlink()
+        run.unlink()
+
+
 def test_the_evaluation_of_an_updated_bundle_is_said_to_be_of_the_trained_one(http, root):
     store = Store(root)
     trained = store.champion().bundle_id

@@ -93,6 +93,15 @@ def test_a_pointer_that_leads_out_of_the_store_is_damaged(tmp_path):
         store.champion()
 
 
+def test_a_file_among_the_bundles_is_no_bundle(tmp_path):
+    store, one = Store(tmp_path), add_bundle(tmp_path, "one")
+    stray = store.bundles / ("a" * 16)
+    stray.write_text("stray")
+    assert store.bundle_ids() == [one]
+    with pytest.raises(BundleError, match=f"has no bundle {stray.name}"):
+        store.bundle(stray.name)
+
+
 @pytest.mark.parametrize(
     "bundle_id", ["..", "../x", "", "0123456789abcde", "0123456789ABCDEF", "0123456789abcdef/.."]
 )
