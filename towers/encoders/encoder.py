@@ -14,7 +14,7 @@ from features.text import document_text
 from towers.batch import Features
 
 Table = pd.DataFrame | Mapping[str, Sequence[Any]]
-"""Rows of a query or document frame, or its columns alone: to encode a query takes less than to make a frame."""
+"""Rows of a query or document frame, or its columns alone: a frame takes longer to make than to encode."""
 
 
 class Side(StrEnum):
