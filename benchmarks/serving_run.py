@@ -7,7 +7,8 @@ For a feature tower and for a transformer of 4 layers × 256 (through ONNX, `--f
 process of `twotower serve` (serving_subject.py; bundle and vectors: serving_bundle.py) on `--server-cores`
 with one thread of computation, and 1, 8 and 64 callers (serving_clients.py) in processes of their own on
 `--client-cores`. In every round the server process first times the bare work, one query and 64 at a time,
-then answers by HTTP; figures are medians over rounds. Queries are distinct, so that the cache of query
+then answers by HTTP; figures are medians over rounds. With `--processes` over 1 so many others answer by HTTP
+on its cores, and the bare work is still that of one process. Queries are distinct, so that the cache of query
 vectors answers none; what it would give is a figure of its own.
 
 Prints tables, writes them to `benchmarks/results/<date>-serving.md`, and exits with 1 when a target is
@@ -105,24 +106,31 @@ def pinned(cores: str, script: str, *arguments: object) -> list[str]:
 @contextmanager
 def serving(options: argparse.Namespace, kind: str, size: int) -> Iterator[Server]:
     """Start a subject and wait until it answers."""
-    command = pinned(
-        options.server_cores, "serving_subject.py", options.work, kind, size, "--form", options.form
-    )
+    subject = ("serving_subject.py", options.work, kind, size, "--form", options.form)
+    command = pinned(options.server_cores, *subject, "--processes", options.processes)
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, env=environment(), **pipes)
     try:
-        port = 0
+        port = serving = 0
         for line in process.stderr or ():
             if "page http://" in line:
                 port = int(line.split("127.0.0.1:")[1].split("/")[0])
-            if "serving bundle" in line:
+            serving += "serving bundle" in line
+            if serving == options.processes:
                 break
-        if not port:
+        if serving < options.processes:
             raise RuntimeError(f"the server ended with {process.wait()}")
         yield Server(process, port)
     finally:
         process.terminate()
         process.communicate(timeout=60)
+
+
+def workers(pid: int) -> list[int]:
+    """Return the ids of the processes that answer: those that the subject started, or itself."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    spawned = [int(one) for one in listed if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return spawned or [pid]
 
 
 def called(options: argparse.Namespace, port: int, callers: int, seed: int) -> Figures:
@@ -186,7 +194,7 @@ def measure(options: argparse.Namespace, kind: str, size: int) -> Case:
             case.rounds.append(figures)
             print(f"  {case.name}: round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
         case.about = server.ask(ask="about")
-        case.about["resident_mb"] = round(resident_mb(server.process.pid))
+        case.about["resident_mb"] = round(sum(map(resident_mb, workers(server.process.pid))))
     return case
 
 
@@ -248,10 +256,12 @@ def report(options: argparse.Namespace, cases: list[Case], floor: Figures, index
         f"# What serving adds, {datetime.now(UTC):%Y-%m-%d}",
         f"`{shlex.join(['python', 'benchmarks/serving.py', *sys.argv[1:]])}`",
         f"{hardware()}, onnxruntime {installed('onnxruntime')}; load before the run {options.load:.1f}.",
-        f"Server on cores {options.server_cores} with one thread of computation and every default of "
-        f"`twotower serve` (query log, metrics, batching in one worker); callers on cores "
+        f"Server of {options.processes} process{'es' * (options.processes > 1)} on cores "
+        f"{options.server_cores}, each with one thread of computation and every default of `twotower serve` "
+        f"(query log, metrics, batching in one worker); callers on cores "
         f"{options.client_cores}. Medians of {options.rounds} rounds of {options.seconds:g} s each. Queries "
-        f"of 2 to 5 words{f' ({tokens:.1f} tokens)' if tokens else ''}, all distinct, k = 10.",
+        f"of 2 to 5 words{f' ({tokens:.1f} tokens)' if tokens else ''}, all distinct, k = 10. What "
+        "is not HTTP is measured in one process on one thread.",
         "Vectors of documents are drawn, not encoded (`cluster_vectors.py`), the towers' weights are random, "
         "and each query, after it is encoded in full, is searched with a held-out drawn vector; BM25 is left "
         "out. int8 is a matter of speed here: whether its results are equal is measured at every export.",
@@ -262,7 +272,7 @@ def report(options: argparse.Namespace, cases: list[Case], floor: Figures, index
         f"{floor['http 64']['per_second']:,.0f} requests/s for 64.",
         *(f"Index of {facts['size']:,} × 128: {facts['note']}." for facts in indexes),
         *(
-            f"{case.name}: {case.about['resident_mb']:,} MB resident; encodes by {case.about['form']}."
+            f"{case.name}: {case.about['resident_mb']:,} MB resident in all; encodes by {case.about['form']}."
             for case in cases
         ),
     ]
@@ -276,6 +286,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--form", default="int8", choices=("torch", "float32", "int8"))
+    parser.add_argument("--processes", type=int, default=1, help="server processes; bare figures are of one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--server-cores", default="0,1")
@@ -296,7 +307,8 @@ def main() -> None:
     text = report(options, cases, floor, indexes)
     print(text)
     if not options.dry:
-        (HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-serving.md").write_text(text)
+        several = f"-{options.processes}-processes" if options.processes > 1 else ""
+        (HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-serving{several}.md").write_text(text)
     sys.exit(any(target.missed for target in targets(cases, floor)))
 
 

@@ -2,24 +2,28 @@
 
 The command's own code runs, with its defaults: listener, uvicorn, gate, metrics, query log, batching. Only
 `load` is replaced, by one that returns the bundle in memory. While nobody asks by HTTP, lines of JSON on
-standard input ask for the bare cost of the same work in the same process: one JSON line each comes back.
+standard input ask for the bare cost of the same work in the same process: one JSON line each comes back. With
+`--processes` over 1 each of them makes the bundle, and so does the process that started them, which does
+nothing else and is the one that is asked.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from serving_bundle import Subject, prepare, subject
+from serving_bundle import Form, Kind, Subject, prepare, subject
 from serving_clients import texts
 
-from pipelines.commands import serve_store
+from pipelines.commands import log_to_stderr, serve_store
 from serving import follow
 from serving.retriever import Retriever
 from serving.search import Search
@@ -134,12 +138,26 @@ def answer(bare: Bare, question: dict[str, Any]) -> Any:
     }
 
 
+def load_nothing(work: Path, kind: Kind, size: int, form: Form, store: Path) -> Subject:
+    """Make the bundle, and let it be what this process opens as the champion."""
+    measured = subject(work, kind, size, form, store)
+    follow.load = lambda *_: measured.bundle  # type: ignore[attr-defined]
+    return measured
+
+
+def set_up(work: Path, kind: Kind, size: int, form: Form, store: Path) -> None:
+    """Do in one of several processes what was done in the one that started it."""
+    log_to_stderr("%(message)s")
+    load_nothing(work, kind, size, form, store / str(os.getpid()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("kind", choices=("features", "transformer"))
     parser.add_argument("size", type=int)
     parser.add_argument("--form", default="int8", choices=("torch", "float32", "int8"))
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--prepare", action="store_true", help="only make the index, where it is not there")
     options = parser.parse_args()
     if options.prepare:
@@ -147,9 +165,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="twotower-bench-") as folder:
         store = Path(folder)
-        measured = subject(options.work, options.kind, options.size, options.form, store)
-
-        follow.load = lambda *_: measured.bundle  # type: ignore[attr-defined]
+        what = (options.work, options.kind, options.size, options.form, store)
+        measured = load_nothing(*what)
         bare = Bare(measured)
 
         def listen() -> None:
@@ -157,7 +174,7 @@ def main() -> None:
                 print(json.dumps(answer(bare, json.loads(line))), flush=True)
 
         threading.Thread(target=listen, daemon=True).start()
-        serve_store(store, None, {"port": 0})
+        serve_store(store, None, {"port": 0, "processes": options.processes}, partial(set_up, *what))
 
 
 if __name__ == "__main__":
