@@ -30,6 +30,7 @@ from serving.direct import Direct
 from serving.events import events
 from serving.follow import Follower
 from serving.gate import CapsConfig, Gate, Rules
+from serving.hosts import Hosts
 from serving.keys import Keys, KeysConfig, require_loopback_or_keys
 from serving.metrics import Metrics
 from serving.observed import Observed
@@ -84,6 +85,11 @@ class ServeConfig(Config):
     drain: DrainConfig = Field(default_factory=DrainConfig, description="how the server ends")
     trusted_proxies: tuple[str, ...] = Field(
         (), description="addresses of proxies whose X-Forwarded-For says who asks; it is ignored otherwise"
+    )
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="names that requests may give as `Host`, besides those of loopback, while there are no "
+        "keys, such as the one that a proxy passes on; else a page of any name could read all replies",
     )
     rates: RatesConfig = Field(default_factory=RatesConfig, description="how often one client may ask")
     mlflow: str | None = Field(
@@ -143,6 +149,7 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
         description="Nearest-neighbour retrieval from the store's champion bundle.",
         version="1",
         docs_url=None,
+        redirect_slashes=False,  # their addresses would begin with whatever host was asked for
         redoc_url=None,
         telemetry=_NO_TELEMETRY,
         lifespan=lifespan,
@@ -154,7 +161,14 @@ def create_app(store: Path, config: ServeConfig | None = None) -> FastAPI:
     app.state.metrics, app.state.admission, app.state.query_log = metrics, admission, query_log
     app.state.caps = settings.caps
     refusals.install(app, metrics)
-    rules = Rules(settings.caps, Keys.read(settings.keys), Rates(settings.rates), admission, metrics)
+    rules = Rules(
+        settings.caps,
+        Keys.read(settings.keys),
+        Rates(settings.rates),
+        admission,
+        metrics,
+        Hosts((settings.host, *settings.hosts)),
+    )
     app.add_middleware(Direct)
     app.add_middleware(Gate, rules=rules)
     app.add_middleware(Observed, metrics=metrics)

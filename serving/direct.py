@@ -21,7 +21,6 @@ from serving.wire import SearchRequest
 
 _PATH = "/v1/search"
 _ROUTE = next(route for route in router.routes if getattr(route, "path", None) == _PATH)
-_JSON = (b"content-type", b"application/json")
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -42,7 +41,7 @@ class Direct:
             await self.app(scope, receive, send)
             return
         body = (await receive()).get("body", b"")
-        asked = _read(body) if _JSON in scope["headers"] else None
+        asked = _read(body) if _is_json(scope) else None
         if asked is None:
             await self.app(scope, replayed(body, receive), send)
             return
@@ -53,6 +52,14 @@ class Direct:
         except Exception as error:
             response = await _refusal(request, error)
         await response(scope, receive, send)
+
+
+def _is_json(scope: Scope) -> bool:
+    """Return whether the body's type is JSON; where several are given FastAPI goes by the first, too."""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            return bool(value == b"application/json")
+    return False
 
 
 def _read(body: bytes) -> SearchRequest | None:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.config import Config
 from serving.admission import TIMEOUT_HEADER, Admission, TimeoutHeaderError, is_uncounted
+from serving.hosts import Hosts
 from serving.keys import Keys, need
 from serving.metrics import Metrics
 from serving.query_log import WANTED
@@ -43,6 +44,7 @@ class Rules:
     rates: Rates
     admission: Admission
     metrics: Metrics
+    hosts: Hosts
 
 
 class Gate:
@@ -64,7 +66,9 @@ class Gate:
             await self.app(scope, receive, send)
             return
         head = dict(scope["headers"])
-        refusal = self._too_large(scope, head) or self._not_allowed(scope) or self._not_ready(scope, head)
+        refusal = (
+            self._too_large(scope, head) or self._not_allowed(scope, head) or self._not_ready(scope, head)
+        )
         if refusal is None:
             body = await self._body(receive)
             if body is None:
@@ -104,7 +108,7 @@ class Gate:
             return self._body_too_large()
         return None
 
-    def _not_allowed(self, scope: Scope) -> Response | None:
+    def _not_allowed(self, scope: Scope, head: dict[bytes, bytes]) -> Response | None:
         needed = need(scope["method"], scope["path"])
         if needed == "nothing":
             return None
@@ -113,6 +117,11 @@ class Gate:
         wait = self.rules.rates.wait(key.name if key else None, (scope.get("client") or ("",))[0])
         if wait:
             return self._refuse(429, "rate_limited", f"too many requests; try again in {wait} s", wait)
+        if not len(keys) and not self.rules.hosts.has(head.get(b"host", b"localhost")):
+            text = (
+                "without API keys this server answers to localhost only; set keys, or name it in serve.hosts"
+            )
+            return self._refuse(421, "unknown_host", text)
         if needed == "admin key" and not keys.has_admin:
             text = "administration by HTTP needs an admin key, and this server has none"
             return self._refuse(403, "no_admin_key", text)

@@ -14,6 +14,7 @@ from features.config import Config
 
 _MOST_CLIENTS = 10_000
 _REST = "the rest"
+_STEP_SECONDS = 1.0
 
 
 def _is_rate(text: str) -> str:
@@ -46,6 +47,7 @@ class Rates:
         self._per_address = parse(config.per_address) if config.per_address else None
         self._storage = MemoryStorage()
         self._limiter = MovingWindowRateLimiter(self._storage)
+        self._ahead = -math.inf
 
     def wait(self, key: str | None, address: str) -> int:
         """Count a request.
@@ -60,11 +62,20 @@ class Rates:
         rate = self._per_address if key is None else self._per_key
         if rate is None:
             return 0
+        self._forget_the_future()
         client = self._known(rate, f"key {key}" if key is not None else _network(address))
         if self._limiter.hit(rate, client):
             return 0
         reset = self._limiter.get_window_stats(rate, client).reset_time
         return max(1, math.ceil(reset - time.time()))
+
+    def _forget_the_future(self) -> None:
+        """Begin anew where the storage's clock was set back: nobody waits for that time to pass twice."""
+        ahead = time.time() - time.monotonic()
+        if ahead < self._ahead - _STEP_SECONDS:
+            self._storage.reset()
+            self._ahead = ahead
+        self._ahead = max(self._ahead, ahead)
 
     def _known(self, rate: RateLimitItem, client: str) -> str:
         """Return the client, or where there are too many of them the name that the further ones share."""

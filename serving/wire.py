@@ -190,6 +190,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         (408, "the body took too long"),
         (409, "the bundle that was asked for cannot be served"),
         (413, "the body is too large"),
+        (421, "a server without keys does not answer to this host name"),
         (422, "the request cannot be answered as asked"),
         (429, "too many requests; Retry-After says when"),
         (431, "URL and headers are too large"),

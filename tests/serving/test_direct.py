@@ -52,6 +52,16 @@ def test_the_short_way_answers_and_refuses_as_the_long_one_does(client: httpx.Cl
     assert ask(client, body, "application/json") == ask(client, body, "application/json; charset=utf-8")
 
 
+@pytest.mark.parametrize("first", ["text/plain", "application/json"])
+@pytest.mark.parametrize("second", ["application/json", "application/json; charset=utf-8", "text/plain"])
+def test_of_two_content_types_both_ways_go_by_the_first(
+    client: httpx.Client, first: str, second: str
+) -> None:
+    headers = [("Content-Type", first), ("Content-Type", second)]
+    reply = client.post("/v1/search", content=b'{"text": "tea"}', headers=headers)
+    assert reply.status_code == (200 if first == "application/json" else 422)
+
+
 def test_both_ways_count_as_the_same_route_and_only_a_post_is_a_search(client: httpx.Client) -> None:
     def counted() -> float:
         lines = client.get("/metrics").text.splitlines()

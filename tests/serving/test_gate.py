@@ -88,6 +88,16 @@ def test_rates_are_moving_windows_and_an_ipv6_network_is_one_client():
         RatesConfig(per_key="often")
 
 
+@pytest.mark.parametrize("step", [-3_600.0, 3_600.0])
+def test_a_clock_that_is_set_anew_makes_nobody_wait_longer_than_the_rate_says(monkeypatch, step):
+    rates, clock = Rates(RatesConfig(per_address="5/second")), time.time
+    assert [rates.wait(None, "10.0.0.1") for _ in range(7)] == [0] * 5 + [1, 1]
+    for ahead in (step, 0.0):
+        monkeypatch.setattr("time.time", lambda ahead=ahead: clock() + ahead)
+        assert rates.wait(None, "10.0.0.1") == 0
+        assert [rates.wait(None, "10.0.0.1") for _ in range(5)][-1] == 1  # counted as before
+
+
 def test_the_memory_for_clients_is_bounded(monkeypatch):
     monkeypatch.setattr("serving.rates._MOST_CLIENTS", 20)
     rates = Rates(RatesConfig(per_address="2/hour"))
@@ -157,7 +167,7 @@ def test_a_head_without_end_is_cut_off(narrow):
 
 
 def test_a_body_that_does_not_arrive_is_given_up(narrow):
-    head = b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n"
+    head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n"
     started = time.monotonic()
     assert raw(narrow, head + b"{").startswith(b"HTTP/1.1 408")
     assert time.monotonic() - started < 3

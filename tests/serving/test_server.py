@@ -74,7 +74,7 @@ def store(tmp_path, make):
 
 def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_with_0(store, tmp_path, make):
     body = json.dumps({"text": "red shoes", "query_id": "the last one"}).encode()
-    head = "POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     with process(store, ServeConfig(), tmp_path / "log") as (server, port):
         url = f"http://127.0.0.1:{port}"
         loaded = Path(f"/proc/{server.pid}/maps").read_text()
