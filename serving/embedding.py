@@ -107,6 +107,8 @@ def _vectors(retriever: Retriever, body: EmbedRequest) -> Vectors:
 
 
 def _of_documents(given: list[EmbedDocument], bundle: Bundle, limits: QueryLimits) -> Vectors:
+    titles = [_whole_characters(document.title) for document in given]
+    texts = [_whole_characters(document.text) for document in given]
     for place, document in enumerate(given):
         length = len(document.title) + len(document.text)
         if length > limits.max_document:
@@ -114,17 +116,22 @@ def _of_documents(given: list[EmbedDocument], bundle: Bundle, limits: QueryLimit
                 "document_too_long",
                 f"documents.{place} has {length} characters; at most {limits.max_document} are allowed",
             )
-        if not f"{document.title}{document.text}".strip():
+        if not f"{titles[place]}{texts[place]}".strip():
             raise QueryError("empty_document", f"documents.{place} has neither title nor text")
     frame = bundle.documents.iloc[:0].reindex(range(len(given)))
     frame["doc_id"] = [f"new {place}" for place in range(len(given))]
-    frame["title"] = [document.title for document in given]
-    frame["text"] = [document.text for document in given]
+    frame["title"] = titles
+    frame["text"] = texts
     _fill_counts(frame, bundle.documents)
     try:
         return encode_documents(bundle.towers, frame)
     except TwotowerError as error:
         raise QueryError("invalid_document", str(error)) from None
+
+
+def _whole_characters(text: str) -> str:
+    """Return a text without halves of characters, which `features.text.normalise` takes off queries too."""
+    return text.encode("utf-8", "ignore").decode()
 
 
 def _fill_counts(frame: pd.DataFrame, catalogue: pd.DataFrame) -> None:

@@ -6,7 +6,8 @@ import torch
 from features.errors import BundleError
 from serving.bundle import Bundle, load
 from serving.canary import query_frame
-from serving.encode import encode_documents, encode_queries
+from serving.encode import KEPT_CHARACTERS, QueryEncoder, encode_documents, encode_queries
+from serving.search import Query
 
 
 def test_a_vector_does_not_depend_on_order_or_batch_mates(bundle: Bundle):
@@ -55,6 +56,33 @@ def test_a_query_without_a_finite_vector_is_refused(bundle: Bundle, monkeypatch)
     )
     with pytest.raises(BundleError, match="query 0 of 2 has no finite vector"):
         encode_queries(bundle.towers, pd.concat([query_frame("a", []), query_frame("b", [])]))
+
+
+@pytest.mark.parametrize(
+    ("query", "is_kept"),
+    [
+        (Query("red shoes"), True),
+        (Query("red shoes", (), "u" * (KEPT_CHARACTERS - len("red shoes"))), True),
+        (Query("é" * KEPT_CHARACTERS), True),
+        (Query("é" * (KEPT_CHARACTERS + 1)), False),
+        (Query("red shoes", (), "u" * KEPT_CHARACTERS), False),
+        (Query("red shoes", ("d01",)), False),
+    ],
+)
+def test_vectors_of_short_texts_are_kept_and_others_are_made_again(bundle: Bundle, query, is_kept):
+    encoder = QueryEncoder(bundle.towers)
+    first, again = encoder.encode([query]), encoder.encode([query])
+    assert (encoder.hits, encoder.misses) == ((1, 1) if is_kept else (0, 2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_no_more_vectors_are_kept_than_asked_for_and_the_oldest_goes(bundle: Bundle):
+    encoder = QueryEncoder(bundle.towers, kept=2)
+    encoder.encode([Query("red"), Query("tea"), Query("lamp")])
+    encoder.encode([Query("tea"), Query("lamp")])
+    assert (encoder.hits, encoder.misses) == (2, 3)
+    encoder.encode([Query("red")])
+    assert (encoder.hits, encoder.misses) == (2, 4)
 
 
 def test_towers_in_training_mode_are_refused(shop):

@@ -235,6 +235,25 @@ def test_vectors_of_queries_and_documents_score_as_the_search_does(client, bundl
         assert refusal(client.post("/v1/embed", json=body))["code"] == code
 
 
+def test_half_a_character_of_a_document_or_query_is_as_if_it_were_not_there(client):
+    def embedded(**what):
+        response = client.post(
+            "/v1/embed", content=json.dumps(what), headers={"content-type": "application/json"}
+        )
+        assert response.status_code == 200, response.text
+        return response.json()["vectors"][0]
+
+    cut = embedded(documents=[{"title": "red \ud800shoes", "text": "\udc00light"}])
+    assert cut == embedded(documents=[{"title": "red shoes", "text": "light"}])
+    assert embedded(queries=[{"text": "tea\ud800"}]) == embedded(queries=[{"text": "tea"}])
+    nothing = client.post(
+        "/v1/embed",
+        content=b'{"documents": [{"title": "\\ud800", "text": " \\udc00"}]}',
+        headers={"content-type": "application/json"},
+    )
+    assert refusal(nothing)["code"] == "empty_document"
+
+
 @pytest.mark.parametrize("bad", TRAVERSALS)
 def test_no_id_leads_to_a_file_or_fails(client, bad):
     replies = [
