@@ -44,7 +44,10 @@ def bundles(store: StorePath, json: Json = False, debug: Debug = False) -> None:
         for entry in entries
     ]
     left = ("made", "index", "state")
-    print_table(OUTPUT.console, f"{store}: {counted(len(entries), 'bundle')}", header, lines, left=left)
+    if entries:
+        print_table(OUTPUT.console, f"{store}: {counted(len(entries), 'bundle')}", header, lines, left=left)
+    else:
+        OUTPUT.console.out(f"{store} has no bundle; `twotower run CONFIG` makes one", highlight=False)
     OUTPUT.finish({"store": str(store), "champion": served, "bundles": entries})
 
 
@@ -59,6 +62,12 @@ def verify(
         list[Path] | None,
         typer.Option("--trusted-key", metavar="PEM", help="Public key that may have signed; repeatable."),
     ] = None,
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep", help="Encode every document again and compare it with its vector; takes long."
+        ),
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -68,16 +77,20 @@ def verify(
     names = opened.bundle_ids() if bundle_id is None else [published(opened, bundle_id)]
     if not names:
         raise ArtifactError(f"{store} has no bundle to open; `twotower run CONFIG` makes one")
+    from serving.agreement import compare
     from serving.bundle import load
 
     found: dict[str, str | None] = {}
     for name in names:
+        compared = ""
         try:
-            load(opened.bundle(name).path, "cpu", tuple(trusted_key or ()))
+            bundle = load(opened.bundle(name).path, "cpu", tuple(trusted_key or ()))
+            if deep:
+                compared = f", {compare(bundle) or 'no'} documents encoded again and compared"
             found[name] = None
         except TwotowerError as error:
             found[name] = str(error)
-        OUTPUT.console.out(f"{name} {found[name] or 'is whole'}", highlight=False)
+        OUTPUT.console.out(f"{name} {found[name] or f'is whole{compared}'}", highlight=False)
     OUTPUT.finish({"store": str(store), "bundles": found})
     refused = [name for name, problem in found.items() if problem]
     if refused:
@@ -155,6 +168,8 @@ def prune(
         say(f"{verb} {name}", highlight=False)
     for name in done.collections:
         say(f"{verb} collection {name} of Milvus", highlight=False)
+    for name in done.shared:
+        say(f"left collection {name} in Milvus: another store claims it", highlight=False)
     for name, why in done.left.items():
         say(f"left collection {name} in Milvus, drop it there: {why}", highlight=False)
     removed = counted(len(done.removed), "bundle")
@@ -169,6 +184,7 @@ def prune(
             "bytes": done.freed,
             "collections": done.collections,
             "collections_left": done.left,
+            "collections_shared": done.shared,
         }
     )
 

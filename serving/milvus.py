@@ -49,6 +49,8 @@ from serving.vectors import Vectors, check_vectors
 MAX_K = 16_384
 """Most neighbours that Milvus returns."""
 
+_REPLY_BYTES = 8_000_000  # of vectors read back by one call; Milvus bounds its replies
+
 
 class MilvusConfig(Config):
     """Where the vectors are kept, and how they are indexed there."""
@@ -229,14 +231,17 @@ class MilvusIndex:
             BundleError: If it lacks one of them.
         """
         wanted = [int(row) for row in rows]
-        with self._answering():
-            found = self._client.get(
-                self._stored.collection,
-                ids=wanted,
-                output_fields=["vector"],
-                timeout=self._stored.timeout_seconds,
-            )
-        by_row = {int(entry["row"]): entry["vector"] for entry in found}
+        most = max(1, _REPLY_BYTES // (4 * self.dimension))
+        by_row: dict[int, Any] = {}
+        for start in range(0, len(wanted), most):
+            with self._answering():
+                found = self._client.get(
+                    self._stored.collection,
+                    ids=wanted[start : start + most],
+                    output_fields=["vector"],
+                    timeout=self._stored.timeout_seconds,
+                )
+            by_row |= {int(entry["row"]): entry["vector"] for entry in found}
         if not by_row.keys() >= {*wanted}:
             raise BundleError(f"collection {self.collection} lacks rows; export the bundle again")
         return np.array([by_row[row] for row in wanted], dtype=np.float32).reshape(-1, self.dimension)

@@ -147,3 +147,23 @@ def test_vectors_of_the_champion_or_of_a_named_bundle_are_written_as_parquet(sto
     code, said, _ = run("vectors", store.root, tmp_path / "absent" / "x.parquet")
     assert code == 2
     assert "choose another file" in said
+
+
+def test_a_deep_verification_compares_every_vector_of_a_bundle_and_of_its_update(
+    store: Store, tmp_path: Path
+):
+    code, told_of, _ = run("update", store.root, "--delete", load_first(store))
+    assert code == 0, told_of
+    code, said, told = run("verify", store.root, "--deep")
+    assert code == 0, said
+    for bundle_id in store.bundle_ids():
+        documents = store.bundle(bundle_id).content["documents"]
+        assert f"{bundle_id} is whole, {documents} documents encoded again and compared" in said
+    assert set(told["bundles"].values()) == {None}
+    assert "compared" not in run("verify", store.root, store.bundle_ids()[0])[1]
+
+
+def load_first(store: Store) -> str:
+    """The first document that the champion has."""
+    path = store.bundle_path(store.champion().bundle_id)
+    return str(pd.read_parquet(path / "documents.parquet")["doc_id"][0])
