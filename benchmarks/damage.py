@@ -1,4 +1,4 @@
-r"""Count what damage under digests that fit passes the checks of loading, and what further checks would catch.
+r"""Count what damage under digests that fit passes the checks of loading, and what further checks would find.
 
     OMP_NUM_THREADS=1 python benchmarks/damage.py work/shop --flips 200
 
@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss  # noqa: F401 - the forks inherit it, and so does all below
 import numpy as np
@@ -40,8 +41,10 @@ from serving.build import IndexConfig
 from serving.bundle import Opened, open_bundle
 from serving.encode import encode_documents
 from serving.export import export
-from serving.index import Index, Neighbours
+from serving.index import Neighbours
 from serving.provenance import HeldOut
+from serving.subsets import Rows
+from serving.vectors import Vectors
 
 FACTORIES = ("Flat", "SQ8", "IVF64,SQ8", "HNSW32", "IVF64,PQ32x4fsr,RFlat")
 FILES = ("index/index.faiss", "query/model.safetensors", "document/model.safetensors", "documents.parquet")
@@ -68,7 +71,6 @@ class Expected:
 
     asked: pd.DataFrame
     answers: list[Neighbours]
-    encoded_ND: np.ndarray
     apart: float
 
     @classmethod
@@ -79,15 +81,14 @@ class Expected:
         keys = asked["query_text"].astype(str) + asked["history"].astype(str)
         asked = asked[~keys.duplicated()].sample(frac=1, random_state=0, ignore_index=True)
         asked = asked.head(max(CANARIES) + PROBES)
-        encoded_ND = encode_documents(opened.towers, opened.documents)
+        encoded = encode_documents(opened.towers, opened.documents)
         answers = canary.served(asked, opened.query_encoder, opened.index)
-        return cls(asked, answers, encoded_ND, largest_gap(opened, encoded_ND, np.arange(len(encoded_ND))))
+        return cls(asked, answers, largest_gap(opened, encoded, np.arange(len(encoded))))
 
 
-def largest_gap(opened: Opened, encoded_ND: np.ndarray, rows: np.ndarray) -> float:
+def largest_gap(opened: Opened, encoded: Vectors, rows: Rows) -> float:
     """Return the longest difference between a stored vector and the one encoded now."""
-    assert isinstance(opened.index, Index)
-    return float(np.linalg.norm(opened.index.vectors(rows) - encoded_ND[rows], axis=1).max())
+    return float(np.linalg.norm(opened.index.vectors(rows) - encoded[rows], axis=1).max())
 
 
 def differs(got: Neighbours, wanted: Neighbours) -> bool:
@@ -99,7 +100,7 @@ def differs(got: Neighbours, wanted: Neighbours) -> bool:
     return not (same_scores and np.array_equal(got.rows, wanted.rows))
 
 
-def outcome(path: Path, expected: Expected) -> dict[str, object]:
+def outcome(path: Path, expected: Expected) -> dict[str, Any]:
     """Try and open one bundle in this process, and say what came of it."""
     artifact = Artifact.read(path)
     try:
@@ -117,15 +118,15 @@ def outcome(path: Path, expected: Expected) -> dict[str, object]:
     if not any(probes):
         return {"end": "equal"}
     told = [any(differ[:count]) for count in CANARIES]
-    encoded_ND = encode_documents(opened.towers, opened.documents)
+    encoded = encode_documents(opened.towers, opened.documents)
     bound = max(TOLERANCE, 1.1 * expected.apart)
     for count in SAMPLES:
-        rows = np.unique(np.linspace(0, len(encoded_ND) - 1, count or len(encoded_ND)).astype(np.int64))
-        told.append(not largest_gap(opened, encoded_ND, rows) <= bound)
+        rows = np.unique(np.linspace(0, len(encoded) - 1, count or len(encoded)).astype(np.int64))
+        told.append(not largest_gap(opened, encoded, rows) <= bound)
     return {"end": "other", "told": told, "share": float(np.mean(probes))}
 
 
-def in_a_fork(task: Callable[[], dict[str, object]]) -> dict[str, object]:
+def in_a_fork(task: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what a task says, done in a fork of this process; one that dies is refused by the trial."""
     back, out = os.pipe()
     child = os.fork()
@@ -138,7 +139,7 @@ def in_a_fork(task: Callable[[], dict[str, object]]) -> dict[str, object]:
     with os.fdopen(back, "rb") as file:
         said = file.read()
     os.waitpid(child, 0)
-    return json.loads(said) if said else {"end": "trial", "why": "it died"}
+    return dict(json.loads(said)) if said else {"end": "trial", "why": "it died"}
 
 
 def with_new_digests(path: Path, name: str, damaged: bytes) -> Path:
@@ -155,7 +156,7 @@ def with_new_digests(path: Path, name: str, damaged: bytes) -> Path:
     return path.rename(path.parent / manifest["digest"][:16])
 
 
-def damage(path: Path, name: str, flips: int, expected: Expected) -> list[dict[str, object]]:
+def damage(path: Path, name: str, flips: int, expected: Expected) -> list[dict[str, Any]]:
     """Change one byte of a file, a number of times, and return what came of each."""
     rng, sound, found = random.Random(0), (path / name).read_bytes(), []
     for _ in range(flips):
@@ -167,7 +168,7 @@ def damage(path: Path, name: str, flips: int, expected: Expected) -> list[dict[s
     return found
 
 
-def row(factory: str, name: str, found: Sequence[dict[str, object]]) -> list[str]:
+def row(factory: str, name: str, found: Sequence[dict[str, Any]]) -> list[str]:
     """Return one line of the table."""
     ends = Counter(str(one["end"]) for one in found)
     others = [one for one in found if one["end"] == "other"]
@@ -184,16 +185,18 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=200)
     parser.add_argument("--factories", nargs="+", default=FACTORIES)
     given = parser.parse_args()
-    newest = [
+    examples, checkpoint = (
         max((given.store / kind).iterdir(), key=os.path.getmtime) for kind in ("examples", "checkpoints")
-    ]
+    )
     lines = []
     for factory in given.factories:
         with tempfile.TemporaryDirectory() as folder:
-            made = export(*newest, None, Path(folder), IndexConfig(k=DEPTH, factory=factory)).path
+            made = export(
+                examples, checkpoint, None, Path(folder), IndexConfig(k=DEPTH, factory=factory)
+            ).path
             started = time.perf_counter()
             opened = open_bundle(made, "cpu")
-            expected = Expected.of(opened, newest[0])
+            expected = Expected.of(opened, examples)
             print(f"{factory}: opened in {time.perf_counter() - started:.2f} s, apart {expected.apart:.2e}",
                   file=sys.stderr, flush=True)  # fmt: skip
             for name in FILES if factory == given.factories[0] else FILES[:1]:
