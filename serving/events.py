@@ -86,6 +86,10 @@ async def take_events(request: Request, body: EventsRequest) -> EventsReply:
     log: QueryLog = request.app.state.query_log
     if not log.config.enabled:
         raise QueryLogOffError("query_log_off", "this server keeps no query log (serve.query_log.enabled)")
+    if log.failure is not None:
+        raise BusyError(
+            "query_log_failing", f"events cannot be kept now: {log.failure}; send them again later"
+        )
     now = datetime.now(UTC)
     given = [
         Event(one.query_id, one.doc_id, one.action, one.position, one.client_id, one.timestamp or now)

@@ -148,7 +148,7 @@ class Judgments:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # without parents: a store that was removed stays so
             file = (self.folder / ".lock").open("w")
         except OSError as error:
             raise ArtifactError(f"{self.folder} cannot be written: {error.strerror}") from None

@@ -2,36 +2,37 @@
 
 One line for a query and one for each document of its answer, in `ubi-<UTC date>.jsonl`, files that
 `features.readers.ubi` reads; clicks come back by `serving.events`. A thread writes; serving never waits for
-it, and what it cannot take is dropped and counted.
+it, and what it cannot take is dropped and counted. Where nothing can be written, as on a full disk, it tries
+again until it can; events are refused meanwhile, since nobody can promise to keep them.
 """
 
-import fcntl
-import json
 import logging
-import os
 import random
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from features.config import Config
+from serving.append import append_lines
 from serving.metrics import Metrics
 from serving.search import Answer, Search
+from serving.ubi import Event as Event
+from serving.ubi import Shown, lines_of
 
 WANTED: ContextVar[bool] = ContextVar("WANTED", default=True)
 """Whether the present request is to be logged; the header `X-Query-Log: off` says no."""
 
 _WRITE_SECONDS = 0.2
-_COMPLAIN_SECONDS = 60.0
+_RETRY_SECONDS = 1.0
+_COMPLAIN_SECONDS = 60.0  # between two complaints, where writing fails and succeeds in turns
+_AT_ONCE = 200  # queries and events that are written together
 _REMEMBERED = 20_000
 
 log = logging.getLogger(__name__)
@@ -64,50 +65,25 @@ def new_query_id() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something that somebody did with a document that was found.
-
-    Attributes:
-        query_id: Of the reply that showed it.
-        doc_id: The document.
-        action: Such as `click`.
-        position: Where it stood, from 1; None where that is not known.
-        client_id: Who it was.
-        timestamp: When.
-    """
-
-    query_id: str
-    doc_id: str
-    action: str
-    position: int | None
-    client_id: str | None
-    timestamp: datetime
-
-
-@dataclass(frozen=True)
-class _Served:
-    query_id: str
-    bundle_id: str
-    search: Search
-    answer: Answer
-    timestamp: datetime
-
-
 class QueryLog:
     """Writes served queries and events in the background.
 
     Args:
-        directory: Where the files are; made when something is written.
+        directory: Where the files are; made when something is written, but not the store that it is in.
         config: What is written.
-        metrics: Counts lines by outcome: written, dropped, failed.
+        metrics: Counts lines by outcome: written, dropped, failed (and to be tried again).
+
+    Attributes:
+        failure: Why nothing can be written now; None while all is well.
     """
 
     def __init__(self, directory: Path, config: QueryLogConfig, metrics: Metrics) -> None:
         self.directory = directory
         self.config = config
+        self.failure: str | None = None
         self._metrics = metrics
-        self._waiting: deque[_Served | Event] = deque()
+        self._waiting: deque[Shown | Event] = deque()
+        self._taken: deque[tuple[str, list[str]]] = deque()  # days and their lines, to be written next
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -125,8 +101,18 @@ class QueryLog:
         if self._thread is not None:
             self._thread.join()
 
-    def served(self, query_id: str, bundle_id: str, search: Search, answer: Answer) -> None:
-        """Take note of an answer that goes out; returns at once."""
+    def served(
+        self, query_id: str, bundle_id: str, search: Search, answer: Answer, of_document: str | None = None
+    ) -> None:
+        """Take note of an answer that goes out; returns at once.
+
+        Args:
+            query_id: Of the reply.
+            bundle_id: What answered.
+            search: What was asked.
+            answer: What was found.
+            of_document: Whose neighbours were asked for, instead of a search.
+        """
         if not self.config.enabled or not WANTED.get():
             return
         self._recent[query_id] = None
@@ -135,14 +121,25 @@ class QueryLog:
         if len(self._waiting) >= self.config.max_waiting:
             self._metrics.log_lines.labels("dropped").inc()
             return
-        self._waiting.append(_Served(query_id, bundle_id, search, answer, datetime.now(UTC)))
+        shown = Shown(
+            query_id=query_id,
+            bundle_id=bundle_id,
+            text=search.text,
+            mode=search.mode if of_document is None else "neighbors",
+            k=answer.k,
+            user_id=search.user_id if self.config.users else None,
+            of_document=of_document,
+            doc_ids=tuple(hit.doc_id for hit in answer.hits[: self.config.impressions]),
+            timestamp=datetime.now(UTC),
+        )
+        self._waiting.append(shown)
 
     def take(self, events: list[Event]) -> bool:
         """Take note of events, all or none; False where there is no room for them now."""
         if len(self._waiting) + len(events) > max(self.config.max_waiting, len(events)):
             self._metrics.log_lines.labels("dropped").inc(len(events))
             return False
-        self._waiting.extend(events)
+        self._waiting.extend(events if self.config.users else [replace(e, client_id=None) for e in events])
         return True
 
     def knows(self, query_id: str) -> bool:
@@ -152,74 +149,39 @@ class QueryLog:
     def _run(self) -> None:
         stopped = False
         while not stopped:
-            stopped = self._stop.wait(_WRITE_SECONDS)
-            self._write_waiting()
+            stopped = self._stop.wait(_WRITE_SECONDS if self.failure is None else _RETRY_SECONDS)
+            while self._write_taken() and self._waiting:
+                self._take_lines()
+        lost = sum(len(lines) for _, lines in self._taken) + len(self._waiting)
+        if lost:
+            self._metrics.log_lines.labels("dropped").inc(lost)
+            log.warning("the query log in %s lost what could not be written", self.directory)
 
-    def _write_waiting(self) -> None:
-        lines: list[tuple[str, str]] = []
-        while self._waiting:
-            item = self._waiting.popleft()
-            day = item.timestamp.strftime("%Y-%m-%d")
-            lines += [(day, line) for line in self._lines(item)]
-        for day, group in groupby(lines, lambda line: line[0]):
-            texts = [text for _, text in group]
+    def _take_lines(self) -> None:
+        items = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
+        for day, group in groupby(items, lambda item: item.timestamp.strftime("%Y-%m-%d")):
+            self._taken.append((day, [line for item in group for line in lines_of(item)]))
+
+    def _write_taken(self) -> bool:
+        """Write the lines that were taken; False where some are to be tried again."""
+        while self._taken:
+            day, lines = self._taken[0]
             try:
-                self._append(self.directory / f"ubi-{day}.jsonl", texts)
+                self.directory.mkdir(exist_ok=True)  # without parents: a store that was removed stays so
+                append_lines(self.directory / f"ubi-{day}.jsonl", lines)
             except OSError as error:
-                self._metrics.log_lines.labels("failed").inc(len(texts))
-                self._complain(error)
-            else:
-                self._metrics.log_lines.labels("written").inc(len(texts))
+                self._metrics.log_lines.labels("failed").inc(len(lines))
+                self._fail(error.strerror or type(error).__name__)
+                return False
+            self._metrics.log_lines.labels("written").inc(len(lines))
+            self._taken.popleft()
+            if self.failure is not None:
+                self.failure = None
+                log.info("the query log in %s is written again", self.directory)
+        return True
 
-    def _append(self, path: Path, lines: Iterable[str]) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        data = memoryview(("\n".join(lines) + "\n").encode())
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # other processes serve the same store
-            size = os.fstat(file).st_size
-            if size and os.pread(file, 1, size - 1) != b"\n":  # a process was killed within a line
-                os.write(file, b"\n")
-            while data:
-                data = data[os.write(file, data) :]
-        finally:
-            os.close(file)
-
-    def _complain(self, error: OSError) -> None:
-        if time.monotonic() - self._complained >= _COMPLAIN_SECONDS:
+    def _fail(self, reason: str) -> None:
+        if self.failure is None and time.monotonic() - self._complained >= _COMPLAIN_SECONDS:
             self._complained = time.monotonic()
-            log.warning("the query log in %s cannot be written: %s", self.directory, error.strerror)
-
-    def _lines(self, item: "_Served | Event") -> Iterator[str]:
-        if isinstance(item, Event):
-            yield json.dumps(self._event(item))
-            return
-        search = item.search
-        common = {
-            "query_id": item.query_id,
-            "client_id": self._user(search.user_id),
-            "timestamp": item.timestamp.isoformat(timespec="milliseconds"),
-        }
-        asked = {"bundle_id": item.bundle_id, "mode": search.mode, "k": item.answer.k}
-        yield json.dumps({**common, "user_query": search.text, "query_attributes": asked})
-        begin = json.dumps({"action_name": "impression", **common})[:-1]
-        for hit in item.answer.hits[: self.config.impressions]:  # `_event` of each, but for the equal part
-            yield (
-                f'{begin}, "event_attributes": {{"object": {{"object_id": {json.dumps(hit.doc_id)}, '
-                f'"object_id_field": "doc_id"}}, "position": {{"ordinal": {hit.rank}}}}}}}'
-            )
-
-    def _event(self, event: Event) -> dict[str, Any]:
-        attributes: dict[str, Any] = {"object": {"object_id": event.doc_id, "object_id_field": "doc_id"}}
-        if event.position is not None:
-            attributes["position"] = {"ordinal": event.position}
-        return {
-            "action_name": event.action,
-            "query_id": event.query_id,
-            "client_id": self._user(event.client_id),
-            "timestamp": event.timestamp.isoformat(timespec="milliseconds"),
-            "event_attributes": attributes,
-        }
-
-    def _user(self, user_id: str | None) -> str | None:
-        return user_id if self.config.users else None
+            log.warning("the query log in %s cannot be written: %s", self.directory, reason)
+        self.failure = reason

@@ -77,3 +77,9 @@ def test_a_store_that_cannot_be_written_is_said(tmp_path: Path):
     (tmp_path / "judgments").write_text("a file", encoding="utf-8")
     with pytest.raises(ArtifactError, match="cannot be written"):
         Judgments(tmp_path).judge("a", "d1", 1)
+
+
+def test_a_store_that_was_removed_is_not_made_anew(tmp_path):
+    with pytest.raises(ArtifactError, match="cannot be written: No such file or directory"):
+        Judgments(tmp_path / "removed").judge("red shoes", "d01", 2)
+    assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,16 @@
+import gc
 import json
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from serving import query_log
 from serving.api import ServeConfig
 from serving.metrics import Metrics
 from serving.query_log import Event, QueryLog, QueryLogConfig
@@ -102,17 +105,67 @@ def test_what_cannot_wait_is_dropped_and_counted_and_nobody_is_held_up(tmp_path)
     assert log.take([event()])
 
 
-def test_a_directory_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path, caplog):
+def test_what_cannot_be_written_is_said_once_and_written_when_it_can(tmp_path, caplog, monkeypatch, make):
+    monkeypatch.setattr(query_log, "_RETRY_SECONDS", 0.05)
     metrics = Metrics()
     (tmp_path / "ubi").write_text("in the way")
     log = QueryLog(tmp_path / "ubi", QueryLogConfig(), metrics)
     log.start()
-    for _ in range(3):
-        assert log.take([event()])
-        time.sleep(0.25)
-    log.stop()
-    assert counted(metrics, "failed") == 3
+    log.served("first", "b" * 16, Search(text="tea"), ANSWER)
+    make.wait_until(lambda: counted(metrics, "failed") >= 3 * 4)
+    assert log.failure == "File exists"
+    for n in range(450):
+        log.served(f"q{n}", "b" * 16, Search(text="tea"), ANSWER)
     assert len([record for record in caplog.records if "cannot be written" in record.message]) == 1
+    (tmp_path / "ubi").unlink()
+    make.wait_until(lambda: log.failure is None)
+    log.stop()
+    assert counted(metrics, "written") == len(lines_of(tmp_path / "ubi")) == 451 * 4
+    assert {line["query_id"] for line in lines_of(tmp_path / "ubi")} == {
+        "first",
+        *(f"q{n}" for n in range(450)),
+    }
+
+
+def test_what_could_not_be_written_to_the_end_is_counted_as_lost(tmp_path, caplog):
+    metrics = Metrics()
+    log = QueryLog(tmp_path / "removed" / "ubi", QueryLogConfig(), metrics)
+    log.start()
+    log.served("q", "b" * 16, Search(text="tea"), ANSWER)
+    log.stop()
+    assert counted(metrics, "dropped") == 4
+    assert "cannot be written: No such file or directory" in caplog.text
+    assert list(tmp_path.iterdir()) == []  # a store that was removed is not made anew
+
+
+def test_events_are_refused_while_nothing_can_be_written_and_those_taken_before_are_kept(tmp_path, make):
+    (tmp_path / "ubi").write_text("in the way")
+    click = {"events": [{"query_id": "q", "doc_id": "d01"}]}
+    with make.server(tmp_path) as client:
+        assert client.post("/v1/events", json=click).status_code == 202
+        make.wait_until(lambda: client.post("/v1/events", json=click).status_code == 503)
+        refused = client.post("/v1/events", json={"events": [{"query_id": "q", "doc_id": "refused"}]})
+        assert refused.json()["error"]["code"] == "query_log_failing"
+        assert "File exists" in refused.json()["error"]["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        (tmp_path / "ubi").unlink()
+        make.wait_until(lambda: client.post("/v1/events", json=click).status_code == 202)
+    lines = lines_of(tmp_path / "ubi")
+    assert {line["event_attributes"]["object"]["object_id"] for line in lines} == {"d01"}
+    assert len(lines) >= 2
+
+
+def test_of_an_answer_that_waits_only_what_is_written_is_kept(tmp_path):
+    log = QueryLog(tmp_path / "ubi", QueryLogConfig(impressions=2), Metrics())  # nothing writes yet
+    answer = Answer([Hit(f"d{rank}", 0.5, rank) for rank in range(1, 1_001)], 1_000, [], 1.0, 1.0)
+    gone = weakref.ref(answer)
+    log.served("q", "b" * 16, Search(text="tea"), answer)
+    del answer
+    gc.collect()
+    assert gone() is None
+    log.start()
+    log.stop()
+    assert len(lines_of(tmp_path / "ubi")) == 3
 
 
 def test_many_threads_and_two_processes_worth_of_writers_lose_and_break_no_line(tmp_path):
