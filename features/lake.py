@@ -36,6 +36,8 @@ Source = ColumnarSource | MetarankSource | TablesSource | UbiSource
 _ADVICE: dict[str, str] = {
     Refusal.UNKNOWN_DOCUMENT: "its ids are not those of the catalogue: check what is mapped to doc_id",
     Refusal.UNREADABLE_TIMESTAMP: "write times as ISO 8601 or as an epoch: check what is mapped to it",
+    Refusal.INVALID_VALUE: "a value is not of its type, such as a click that is not 1 or 0, true or false, "
+    "yes or no: check what is mapped in the source",
     Refusal.FUTURE_TIMESTAMP: "check the timestamps, or set ingest.now or ingest.max_future",
 }
 

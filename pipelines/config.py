@@ -125,7 +125,10 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, base: Path | None 
     """
     located = read_located_yaml(path)
     if not isinstance(located.data, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys to values at the top")
+        raise ConfigError(
+            f"{path}: expected a mapping of keys to values at the top, as in configs/shop.yaml; "
+            "give the path of a YAML configuration"
+        )
     for assignment in overrides:
         override(located, assignment, _default_list)
     try:

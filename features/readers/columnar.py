@@ -15,7 +15,7 @@ from features.errors import SchemaError
 from features.readers.catalogue import CatalogueConfig, Names, read_catalogue
 from features.readers.files import Kind, Paths, describe, find_files
 from features.readers.raw import RESERVED_CONTEXT, RawTables, check_names, refused_of, type_impressions
-from features.readers.relations import Relation, Wanted
+from features.readers.relations import Relation, Wanted, other_delimiter
 from features.readers.source import Source
 from features.readers.values import Zone, identifier
 from features.tables import IMPRESSIONS, Refusal
@@ -123,6 +123,7 @@ def _wanted(source: ColumnarSource, available: list[str], file: str) -> dict[str
         if columns.doc_id is None and "doc_id" not in available:
             raise SchemaError(
                 f"{file} has no column 'doc_id'; map source.columns.doc_id or .shown to one of: {has}"
+                f"{other_delimiter(available)}"
             )
     return wanted
 

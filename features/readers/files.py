@@ -136,6 +136,8 @@ def csv_header(file: SourceFile, delimiter: str) -> list[str]:
             header = next(csv.reader(text, delimiter=delimiter), None)
         except csv.Error as error:
             raise SchemaError(f"{file.name}: the first row is no CSV header ({error})") from None
+    if any(character < " " and not character.isspace() for name in header or () for character in name):
+        raise SchemaError(f"{file.name} is no text: its first row has no column names; export it as CSV")
     if not header:
         raise SchemaError(f"{file.name} is empty; a CSV file starts with a row of column names")
     return header

@@ -4,6 +4,7 @@ A relation has `part` (the file's number), `source` (its name), `row` (1-based) 
 asked for. What no row can be made of goes to the table `<name>_refused`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
@@ -179,7 +180,9 @@ def _select(file: SourceFile, opened: _Opened, wanted: Mapping[str, Wanted]) -> 
             has = ", ".join(opened.columns) or "none"
             what = f" (for {name})" if name != missing[0] else ""
             raise MissingColumnError(
-                f"{file.name} has no column {missing[0]!r}{what}; map {name} to one of: {has}", opened.columns
+                f"{file.name} has no column {missing[0]!r}{what}; map {name} to one of: {has}"
+                f"{other_delimiter(opened.columns)}",
+                opened.columns,
             )
         values = [opened.value(c, used, column.read_as) for c in column.columns if c in available]
         joined = (
@@ -188,6 +191,14 @@ def _select(file: SourceFile, opened: _Opened, wanted: Mapping[str, Wanted]) -> 
         expressions.append(f"{joined or f'NULL::{_SQL_TYPES[column.read_as]}'} AS {identifier(name)}")
     columns = ", ".join([f"{file.part} AS part", f"{literal(file.name)} AS source", "row", *expressions])
     return f"SELECT {columns} FROM {opened.rows(used)}"
+
+
+def other_delimiter(columns: Sequence[str]) -> str:
+    """Return advice where the only column of a file seems to be several, else nothing."""
+    found = next((mark for mark in ";\t|" if mark in columns[0]), None) if len(columns) == 1 else None
+    if found is None:
+        return ""
+    return f"; or set its `delimiter` to {json.dumps(found)}, if that is what its columns are divided by"
 
 
 def _refuse_rejects(

@@ -9,6 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from features.artifact import publish
+from features.engine import EngineConfig, connect
+from features.errors import SchemaError
+from features.lake import check_account
+from features.readers import ColumnarSource, read
 from pipelines.cli import app
 from pipelines.output import counted
 from pipelines.stored import force_command
@@ -119,6 +123,38 @@ def test_verifying_a_store_without_a_bundle_does_not_pass(tmp_path: Path):
         4,
         f"twotower: {tmp_path} has no bundle to open; `twotower run CONFIG` makes one",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("log.csv", b"q;doc_id;when\na;b;c\n", r"doc_id or .*; or set its `delimiter` to \";\", if"),
+        ("log.csv", b"q\tdoc_id\na\tb\n", r"; or set its `delimiter` to \"\\t\", if"),
+        ("log.csv", b"q\na\n", r"to one of: q$"),
+        ("log.csv", b"PK\x03\x04\x14,\x00\n", r"log.csv is no text: .*; export it as CSV$"),
+    ],
+)
+def test_a_file_of_another_form_says_so(tmp_path: Path, name: str, content: bytes, message: str):
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "documents.csv").write_text("doc_id,title\na,Tea\n")
+    source = ColumnarSource(
+        format="columnar", path=tmp_path / name, documents={"path": tmp_path / "documents.csv"}
+    )
+    with pytest.raises(SchemaError, match=message) as caught:
+        read(source, connect(EngineConfig(threads=1)))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_clicks_that_cannot_be_read_are_told_with_the_forms_that_can():
+    counts = {"input": 3, "accepted": 0, "duplicates": 0, "quarantined": {"invalid_value": 3}}
+    with pytest.raises(SchemaError, match="a click that is not 1 or 0, true or false, yes or no"):
+        check_account(counts, "impressions")
+
+
+def test_a_store_without_a_bundle_is_no_empty_table(tmp_path: Path):
+    done = CliRunner().invoke(app, ["bundles", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stdout == f"{tmp_path} has no bundle; `twotower run CONFIG` makes one\n"
 
 
 def test_counts_have_nouns_in_the_number_that_fits(store: Store):
