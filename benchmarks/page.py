@@ -67,6 +67,19 @@ def ask(page: Page, query: str, *, typed: bool) -> tuple[float, float]:
     return float(painted), float(asked)
 
 
+def timed(
+    page: Page, queries: list[str], server_pid: int
+) -> tuple[list[tuple[float, float]], dict[str, float]]:
+    """Ask all; return the times of those that count, and the ms of processor time that each took."""
+    roots = {"browser": (os.getpid(), "chrom"), "server": (server_pid, "")}
+    for place, query in enumerate(queries[:WARM_UP]):
+        ask(page, query, typed=place % 2 == 1)
+    before = {part: processor_ms(*root) for part, root in roots.items()}
+    rows = [ask(page, query, typed=place % 2 == 1) for place, query in enumerate(queries[WARM_UP:])]
+    spent = {part: processor_ms(*root) - before[part] for part, root in roots.items()}
+    return rows, {part: round(ms / len(rows), 1) for part, ms in spent.items()}
+
+
 def processor_ms(root: int, name: str = "") -> float:
     """Return the ms of processor time that a process and its descendants took, those called so alone."""
     ticks, parents, names = {}, {}, {}
@@ -110,19 +123,11 @@ def main() -> None:
         columns = "&".join(f"c={column}" for column in options.columns.split(","))
         page.goto(f"http://127.0.0.1:{port}/?{columns}")
         page.wait_for_selector(".bundle", timeout=600_000)
-        rows = []
-        for place, query in enumerate(queries):
-            if place == WARM_UP:
-                before = processor_ms(os.getpid(), "chrom"), processor_ms(pid)
-            rows.append(ask(page, query, typed=place % 2 == 1))
-        after = processor_ms(os.getpid(), "chrom"), processor_ms(pid)
-        spent = [
-            round((late - early) / options.queries, 1) for early, late in zip(before, after, strict=True)
-        ]
+        rows, spent = timed(page, queries, pid)
         documents = page.evaluate("fetch('v1/bundle').then(r => r.json()).then(b => b.documents)")
         browser.close()
     figures = described(np.array(rows[WARM_UP:]), documents, options)
-    figures["processor_ms_a_query"] = dict(zip(("browser", "server"), spent, strict=True))
+    figures["processor_ms_a_query"] = spent
     print(json.dumps(figures, indent=2))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
