@@ -230,4 +230,5 @@ def _facts(artifact: Artifact) -> str:
 def _first_mistake(error: ValidationError) -> str:
     item = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in item["loc"])
-    return f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]} (got {item['input']!r})"
+    said = item["msg"].removeprefix("Value error, ")
+    return f"{name}: {said[:1].lower()}{said[1:]} (got {item['input']!r})"
