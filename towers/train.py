@@ -87,11 +87,7 @@ def train(
     }
     use_cuda = config.device != "cpu" and torch.cuda.is_available()
     with joined_ranks(use_cuda=use_cuda) as ranks, reproducible(config, seed) as device:
-        if ranks.size < config.ranks:
-            raise ConfigError(
-                f"train.ranks is {config.ranks}, but processes that train: {ranks.size}; `twotower train` "
-                "and `run` start them, for others set it to 1"
-            )
+        _require_started(config, ranks)
         settings |= {
             "ranks": ranks.size,
             "device": device.type,
@@ -141,6 +137,14 @@ def _prepare(
     record = checkpoints.record
     record.event("prepared", {"examples": len(data), "queries": len(first), "documents": len(data.documents)})
     return Training(config, seed, record, device, data, inputs, held, probe, model, optimizer, checkpoints)
+
+
+def _require_started(config: TrainConfig, ranks: Ranks) -> None:
+    if ranks.size < config.ranks:
+        raise ConfigError(
+            f"train.ranks is {config.ranks}, but processes that train: {ranks.size}; `twotower train` "
+            "and `run` start them, for others set it to 1"
+        )
 
 
 def _require_fit(stage: StageConfig, towers: TowersConfig) -> None:
