@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from serving.search import Mode
 
 NAME = "twotower"
-OUTPUTS = ("doc_ids", "scores", "found", "embedding")
+OUTPUTS = ("doc_ids", "scores", "found", "query_ids", "embedding")
 
 
 class Tensor(BaseModel):

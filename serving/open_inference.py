@@ -6,6 +6,7 @@
 
 The input `text` (BYTES, one query each) gives `doc_ids` (BYTES) and `scores` (FP32), both (B, k), best first,
 and `found` (INT32, B): how many of each row are results; what follows them is padding, an empty id and 0.
+`query_ids` (BYTES, B) name the queries in the log of queries and clicks (`POST /v1/events`).
 `embedding` (FP32, (B, D)) comes where it is asked for. Parameters: `k` and `mode`. Errors are
 `{"error": "…"}`.
 
@@ -42,6 +43,7 @@ from serving.inference_wire import (
 from serving.milvus_collection import IndexUnavailableError
 from serving.mistakes import mistake, printable
 from serving.queries import QueryError, check_results
+from serving.query_log import QueryLog, new_query_id
 from serving.refusals import NotReadyError
 from serving.retriever import Answer, Retriever
 from serving.search import Search
@@ -181,6 +183,7 @@ def _described(retriever: Retriever) -> ModelReply:
             TensorMetadata(name="doc_ids", datatype="BYTES", shape=[-1, -1]),
             TensorMetadata(name="scores", datatype="FP32", shape=[-1, -1]),
             TensorMetadata(name="found", datatype="INT32", shape=[-1]),
+            TensorMetadata(name="query_ids", datatype="BYTES", shape=[-1]),
             TensorMetadata(name="embedding", datatype="FP32", shape=[-1, bundle.index.dimension]),
         ],
     )
@@ -188,7 +191,7 @@ def _described(retriever: Retriever) -> ModelReply:
 
 async def _inferred(request: Request, retriever: Retriever, body: InferRequest) -> InferReply:
     texts = _texts(body, retriever)
-    wanted = [output.name for output in body.outputs] if body.outputs is not None else list(OUTPUTS[:3])
+    wanted = [output.name for output in body.outputs] if body.outputs is not None else list(OUTPUTS[:4])
     for name in wanted:
         if name not in OUTPUTS:
             raise QueryError("unknown_output", f"no output {name[:60]!r}; outputs are {', '.join(OUTPUTS)}")
@@ -199,7 +202,8 @@ async def _inferred(request: Request, retriever: Retriever, body: InferRequest) 
         if isinstance(answer, QueryError):
             raise QueryError(answer.code, f"text {place}: {answer}")
         answered.append(answer)
-    outputs = {output.name: output for output in _ranked(answered)}
+    query_ids = [new_query_id() for _ in texts]
+    outputs = {output.name: output for output in _ranked(answered, query_ids)}
     if "embedding" in wanted:
         vectors = await encoded(request, retriever.embed, [Search(text=text) for text in texts])
         outputs["embedding"] = Output(
@@ -208,6 +212,10 @@ async def _inferred(request: Request, retriever: Retriever, body: InferRequest) 
             datatype="FP32",
             data=vectors.ravel().tolist(),
         )
+    if "doc_ids" in wanted:  # else nothing is shown
+        log: QueryLog = request.app.state.query_log
+        for query_id, one, answer in zip(query_ids, searches, answered, strict=True):
+            log.served(query_id, retriever.bundle.bundle_id, one, answer)
     return InferReply(
         model_version=retriever.bundle.bundle_id,
         id=body.id,
@@ -215,7 +223,7 @@ async def _inferred(request: Request, retriever: Retriever, body: InferRequest) 
     )
 
 
-def _ranked(answered: list[Answer]) -> list[Output]:
+def _ranked(answered: list[Answer], query_ids: list[str]) -> list[Output]:
     shape = [len(answered), answered[0].k]
     ids: list[str] = []
     scores: list[float] = []
@@ -228,6 +236,7 @@ def _ranked(answered: list[Answer]) -> list[Output]:
         Output(name="doc_ids", shape=shape, datatype="BYTES", data=ids),
         Output(name="scores", shape=shape, datatype="FP32", data=scores),
         Output(name="found", shape=shape[:1], datatype="INT32", data=found),
+        Output(name="query_ids", shape=shape[:1], datatype="BYTES", data=query_ids),
     ]
 
 

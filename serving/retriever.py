@@ -102,7 +102,7 @@ class Retriever:
         encoded = time.perf_counter()
         hits = self._hits(self.bundle.index.search(vector, k + 1)[0], k, frozenset((row,)))
         ended = time.perf_counter()
-        return self._answer(Search(k=k), hits, [], ((encoded - started) * 1e3, (ended - encoded) * 1e3))
+        return self._answer(Search(k=k), hits, [], ((encoded - started) * 1e3, (ended - encoded) * 1e3, 0.0))
 
     def embed(self, searches: Sequence[Search]) -> Vectors:
         """Return (B, D) float32 vectors of the searches' queries, in their order.
@@ -152,7 +152,7 @@ class Retriever:
             explanation = None
             if one.search.explain:
                 explanation = explain(one, [row for row, _ in pairs], by_towers, by_words, self.bundle)
-            times = (encode_ms, dense_ms + words_ms) if one.asks_towers else (0.0, words_ms)
+            times = (encode_ms, dense_ms + words_ms, dense_ms) if one.asks_towers else (0.0, words_ms, 0.0)
             yield self._answer(one.search, hits, one.unknown, times, explanation)
 
     def _nearest(self, asked: Sequence[Checked], query_BD: Vectors) -> list[Neighbours]:
@@ -185,7 +185,7 @@ class Retriever:
         search: Search,
         hits: list[Hit],
         unknown: list[str],
-        times: tuple[float, float],
+        times: tuple[float, float, float],
         explanation: Explanation | None = None,
     ) -> Answer:
         served_k = min(search.k, len(self.bundle.doc_ids))
@@ -193,7 +193,8 @@ class Retriever:
         index = self.bundle.index
         if isinstance(index, Index) and index.lost is not None:
             notes.append(f"the index was searched {index.lost}")
-        return Answer(hits, served_k, unknown, *times, notes, explanation)
+        encode_ms, search_ms, shared_ms = times
+        return Answer(hits, served_k, unknown, encode_ms, search_ms, notes, explanation, shared_ms)
 
 
 def _best(one: Checked, by_towers: Neighbours, by_words: Neighbours) -> list[tuple[int, float]]:

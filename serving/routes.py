@@ -77,11 +77,13 @@ async def neighbors(
     started = time.perf_counter()
     retriever = await retriever_of(request, current, bundle_id)
     answer = await encoded(request, retriever.neighbors, doc_id, k)
+    query_id, bundle = new_query_id(), retriever.bundle.bundle_id
+    request.app.state.query_log.served(query_id, bundle, Search(), answer, doc_id)
 
     def write() -> str:
         return NeighborsReply(
-            bundle_id=retriever.bundle.bundle_id,
-            query_id=new_query_id(),
+            bundle_id=bundle,
+            query_id=query_id,
             doc_id=doc_id,
             k=answer.k,
             hits=_hits(retriever, answer, "" if with_documents else None),
@@ -170,16 +172,19 @@ def _one(retriever: Retriever, found: Sequence[_Found | QueryError], started: fl
 def _batch(retriever: Retriever, found: Sequence[_Found | QueryError], started: float) -> str:
     """Write the reply to a batch: each part alone, since pydantic lets no other thread go on meanwhile."""
     parts: list[str] = []
-    encode_ms = search_ms = 0.0
     for one in found:
         reply = _refused(one) if isinstance(one, QueryError) else _reply(retriever, one, started)
         parts.append(reply.model_dump_json(exclude_none=True))
-        if isinstance(one, _Found):
-            encode_ms = max(encode_ms, one.answer.encode_ms)
-            search_ms += one.answer.search_ms
-    spent = timings(started, encode_ms, search_ms)
+    spent = timings(started, *_spent([one.answer for one in found if isinstance(one, _Found)]))
     empty = BatchReply(bundle_id=retriever.bundle.bundle_id, results=[], timings_ms=spent)
     return empty.model_dump_json().replace('"results":[]', f'"results":[{",".join(parts)}]', 1)
+
+
+def _spent(answered: Sequence[Answer]) -> tuple[float, float]:
+    """Return milliseconds of encoding and of searching, those of a call that several share once."""
+    calls = {(answer.encode_ms, answer.shared_ms) for answer in answered}  # each is what a clock said
+    alone = sum(answer.search_ms - answer.shared_ms for answer in answered)
+    return sum(encode for encode, _ in calls), sum(shared for _, shared in calls) + alone
 
 
 def _reply(retriever: Retriever, found: _Found, started: float) -> SearchReply:

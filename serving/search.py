@@ -116,6 +116,7 @@ class Answer:
         search_ms: Milliseconds of the search, with those that were searched in the same call.
         notes: One line for each thing that differs from what was asked for.
         explanation: Only where the search asked for it.
+        shared_ms: The part of `search_ms` that all searches of the same call took together.
     """
 
     hits: list[Hit]
@@ -125,3 +126,4 @@ class Answer:
     search_ms: float
     notes: list[str] = field(default_factory=list)
     explanation: Explanation | None = None
+    shared_ms: float = 0.0

@@ -1,5 +1,7 @@
 """What is served and clicked comes back as what training reads: a real server, its file, the real ingest."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -79,3 +81,42 @@ def test_the_answers_to_histories_are_logged_with_who_asked(tmp_path, make):
     assert set(shown["user_id"]) == {"bert"}
     assert shown["query_text"].isna().all()
     assert lake.content["impressions"]["accepted"] == 4
+
+
+def test_neighbours_and_inferences_are_logged_under_the_ids_they_have(store, tmp_path, make):
+    with make.server(store) as client:
+        make.wait_until(lambda: client.get("/readyz").status_code == 200)
+        near = client.get("/v1/documents/d03/neighbors", params={"k": 4}).json()
+        clicked = near["hits"][1]["doc_id"]
+        click = {"query_id": near["query_id"], "doc_id": clicked, "position": 2}
+        tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["red shoes", "tea"]}
+        body = {"inputs": [tensor], "parameters": {"k": 3}}
+        outputs = client.post("/v2/models/twotower/infer", json=body).json()["outputs"]
+        ids, _, _, query_ids = [output["data"] for output in outputs]
+        events = {"events": [click, {"query_id": query_ids[1], "doc_id": ids[4]}]}
+        assert client.post("/v1/events", json=events).json() == {"accepted": 2, "unknown_queries": 0}
+        vectors = client.post("/v2/models/twotower/infer", json={**body, "outputs": [{"name": "embedding"}]})
+        assert vectors.status_code == 200  # of which nothing was shown
+    lines = [json.loads(line) for file in (store / "ubi").iterdir() for line in file.read_text().splitlines()]
+    asked = {line["query_id"]: line for line in lines if "user_query" in line}
+    assert asked.keys() == {near["query_id"], *query_ids}
+    assert asked[near["query_id"]]["user_query"] is None
+    assert asked[near["query_id"]]["query_attributes"] == {
+        "bundle_id": near["bundle_id"],
+        "mode": "neighbors",
+        "k": 4,
+        "doc_id": "d03",
+    }
+
+    lake, shown = lake_of(store, tmp_path)
+    assert lake.content["impressions"]["accepted"] == len(shown) == 4 + 2 * 3
+    carousel = shown[shown["impression_id"] == near["query_id"]].sort_values("position")
+    assert carousel["doc_id"].tolist() == [hit["doc_id"] for hit in near["hits"]]
+    assert carousel["clicked"].tolist() == [False, True, False, False]
+    assert carousel["query_text"].isna().all()  # so that it is no query to learn from
+    assert carousel["user_id"].isna().all()
+    for place, text in enumerate(("red shoes", "tea")):
+        inferred = shown[shown["impression_id"] == query_ids[place]].sort_values("position")
+        assert inferred["doc_id"].tolist() == ids[3 * place : 3 * place + 3]
+        assert set(inferred["query_text"]) == {text}
+        assert inferred["clicked"].tolist() == [False, place == 1, False]

@@ -235,6 +235,18 @@ def test_vectors_of_queries_and_documents_score_as_the_search_does(client, bundl
         assert refusal(client.post("/v1/embed", json=body))["code"] == code
 
 
+def test_the_timings_of_a_batch_count_the_calls_that_its_queries_share_once(client):
+    queries = [
+        {"text": f"red shoes {n}", "mode": mode} for n in range(25) for mode in ("dense", "bm25", "hybrid")
+    ]
+    reply = client.post("/v1/search", json={"queries": queries}).json()  # answered in two calls
+    spent = reply["timings_ms"]
+    parts = [result["timings_ms"] for result in reply["results"]]
+    assert spent["encode"] + spent["search"] <= spent["total"]
+    assert max(part["search"] for part in parts) <= spent["search"] < sum(part["search"] for part in parts)
+    assert spent["encode"] == pytest.approx(sum({part["encode"] for part in parts}), abs=0.01)
+
+
 def test_half_a_character_of_a_document_or_query_is_as_if_it_were_not_there(client):
     def embedded(**what):
         response = client.post(
