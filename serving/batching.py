@@ -1,8 +1,9 @@
 """Many requests' searches answered together: one encoder call for all that came while the last one ran.
 
-Nothing waits while a worker is idle. What arrives while all workers are busy forms the next batch, so a batch
-grows with the load and a lone request pays for a thread change only. A batch asks one retriever: a request
-keeps the bundle that it took, whatever is promoted meanwhile.
+Nothing waits while a worker is idle, but for what comes in the same turns of the event loop. What arrives
+while all workers are busy forms the next batch, so a batch grows with the load and a lone request pays for a
+thread change only. A batch asks one retriever: a request keeps the bundle that it took, whatever is promoted
+meanwhile.
 """
 
 import asyncio
@@ -92,6 +93,7 @@ class Batcher:
         self._waiting: deque[_Job] = deque()
         self._queued = 0
         self._running = 0
+        self._gathering = False
         self._sweep: asyncio.TimerHandle | None = None
         limit = None if threads is None else partial(faiss.omp_set_num_threads, threads)  # of each thread
         self._threads = ThreadPoolExecutor(self.config.workers, "search", initializer=limit)
@@ -122,8 +124,10 @@ class Batcher:
         ]
         self._waiting.extend(jobs)
         self._queued += len(searches)
-        self._start_batches()
-        if self._waiting and self._sweep is None:
+        if not self._gathering:
+            self._gathering = True
+            loop.call_soon(self._gather, loop, 0)
+        if self._sweep is None:
             self._sweep = loop.call_later(_SWEEP_SECONDS, self._sweep_waiting)
         if len(jobs) == 1:
             return await jobs[0].future
@@ -163,6 +167,14 @@ class Batcher:
                 self._queued -= count
         self._waiting.extendleft(reversed(passed))
         return batch
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+        """Start as soon as a turn of the event loop brings no more: what comes together is one batch."""
+        if seen < self._queued < self.config.max_batch and self._running < self.config.workers:
+            loop.call_soon(self._gather, loop, self._queued)
+            return
+        self._gathering = False
+        self._start_batches()
 
     def _sweep_waiting(self) -> None:
         self._expire()

@@ -168,8 +168,10 @@ def test_two_workers_answer_two_batches_at_the_same_time():
     async def run() -> None:
         batcher, engine = Batcher(BatchingConfig(workers=2)), Slow()
         engine.go.clear()
-        tasks = [asyncio.create_task(batcher.answer(engine, texts(word))) for word in "ab"]
-        await until(lambda: sorted(engine.batches) == [["a"], ["b"]])
+        tasks = []
+        for count, word in enumerate("ab", 1):
+            tasks.append(asyncio.create_task(batcher.answer(engine, texts(word))))
+            await until(lambda count=count: len(engine.batches) == count)
         engine.go.set()
         await asyncio.gather(*tasks)
         await batcher.close()
@@ -219,6 +221,16 @@ def test_who_waits_past_the_deadline_hears_so_while_the_worker_is_still_busy():
         assert (batcher.depth, first.done()) == (0, False)
         engine.go.set()
         await first
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_what_comes_in_the_same_turns_of_the_loop_is_one_batch():
+    async def run() -> None:
+        batcher, engine = Batcher(), Slow()
+        await asyncio.gather(*(batcher.answer(engine, texts(f"{n}")) for n in range(5)))
+        assert [len(batch) for batch in engine.batches] == [5]
         await batcher.close()
 
     asyncio.run(run())
