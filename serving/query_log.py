@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
+from prometheus_client import Gauge
 from pydantic import Field
 
 from features.config import Config
@@ -71,7 +72,7 @@ class QueryLog:
     Args:
         directory: Where the files are; made when something is written, but not the store that it is in.
         config: What is written.
-        metrics: Counts lines by outcome: written, dropped, failed (and to be tried again).
+        metrics: Counts lines by outcome: written, dropped, failed (tried again until they are written).
 
     Attributes:
         failure: Why nothing can be written now; None while all is well.
@@ -88,6 +89,11 @@ class QueryLog:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._complained = -_COMPLAIN_SECONDS
+        self._said = False  # whether the present failure was
+        failing = "1 while the query log cannot be written."
+        Gauge("twotower_query_log_failing", failing, registry=metrics.registry).set_function(
+            lambda: self.failure is not None
+        )
 
     def start(self) -> None:
         """Begin to write."""
@@ -170,18 +176,20 @@ class QueryLog:
                 self.directory.mkdir(exist_ok=True)  # without parents: a store that was removed stays so
                 append_lines(self.directory / f"ubi-{day}.jsonl", lines)
             except OSError as error:
-                self._metrics.log_lines.labels("failed").inc(len(lines))
+                if self.failure is None:
+                    self._metrics.log_lines.labels("failed").inc(len(lines))
                 self._fail(error.strerror or type(error).__name__)
                 return False
             self._metrics.log_lines.labels("written").inc(len(lines))
             self._taken.popleft()
-            if self.failure is not None:
-                self.failure = None
+            self.failure = None
+            if self._said:
+                self._said = False
                 log.info("the query log in %s is written again", self.directory)
         return True
 
     def _fail(self, reason: str) -> None:
-        if self.failure is None and time.monotonic() - self._complained >= _COMPLAIN_SECONDS:
-            self._complained = time.monotonic()
+        if not self._said and time.monotonic() - self._complained >= _COMPLAIN_SECONDS:
+            self._said, self._complained = True, time.monotonic()
             log.warning("the query log in %s cannot be written: %s", self.directory, reason)
         self.failure = reason

@@ -112,14 +112,18 @@ def test_what_cannot_be_written_is_said_once_and_written_when_it_can(tmp_path, c
     log = QueryLog(tmp_path / "ubi", QueryLogConfig(), metrics)
     log.start()
     log.served("first", "b" * 16, Search(text="tea"), ANSWER)
-    make.wait_until(lambda: counted(metrics, "failed") >= 3 * 4)
+    make.wait_until(lambda: log.failure is not None)
+    time.sleep(0.2)  # it is tried again meanwhile
     assert log.failure == "File exists"
+    assert counted(metrics, "failed") == 4
+    assert metrics.registry.get_sample_value("twotower_query_log_failing") == 1.0
     for n in range(450):
         log.served(f"q{n}", "b" * 16, Search(text="tea"), ANSWER)
     assert len([record for record in caplog.records if "cannot be written" in record.message]) == 1
     (tmp_path / "ubi").unlink()
     make.wait_until(lambda: log.failure is None)
     log.stop()
+    assert metrics.registry.get_sample_value("twotower_query_log_failing") == 0.0
     assert counted(metrics, "written") == len(lines_of(tmp_path / "ubi")) == 451 * 4
     assert {line["query_id"] for line in lines_of(tmp_path / "ubi")} == {
         "first",
