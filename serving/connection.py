@@ -72,9 +72,10 @@ class CappedProtocol(HttpToolsProtocol):
         """Parse what arrived."""
         self._unset_keepalive_if_required()
         self._head_bytes += len(data)
-        rest: bytes | None = data
-        while rest is not None:
-            rest = self._parsed(rest)
+        try:
+            self.parser.feed_data(data)
+        except (httptools.HttpParserUpgrade, httptools.HttpParserError) as stop:
+            self._parse_on(data, stop)
         if self._arriving != "nothing":
             self._bound_arrival()
         elif self.cycle is None or self.cycle.response_complete:
@@ -93,7 +94,8 @@ class CappedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Refuse the request where there are too many, else begin to answer it."""
         self._arriving, self._dropped_bytes = "body", 0
-        self._stop_slow()
+        if self._slow is not None:
+            self._stop_slow()
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._ignores_upgrade = True
         elif self._is_one_too_many():
@@ -117,7 +119,8 @@ class CappedProtocol(HttpToolsProtocol):
         if self._ignores_upgrade:
             return
         self._arriving = "nothing"
-        self._stop_slow()
+        if self._slow is not None:
+            self._stop_slow()
         if not self._shedding:
             super().on_message_complete()
             return
@@ -154,17 +157,19 @@ class CappedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
 
-    def _parsed(self, data: bytes) -> bytes | None:
-        """Parse; return what is to be parsed instead of what the parser takes for another protocol."""
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if self._ignores_upgrade:
-                return self._without_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
+    def _parse_on(self, data: bytes, stop: Exception) -> None:
+        """Parse what the parser takes for another protocol; end the connection where it is no HTTP."""
+        rest = data
+        error: Exception | None = stop
+        while isinstance(error, httptools.HttpParserUpgrade) and self._ignores_upgrade:
+            rest, error = self._without_upgrade(rest[error.args[0] :]), None
+            try:
+                self.parser.feed_data(rest)
+            except (httptools.HttpParserUpgrade, httptools.HttpParserError) as next_stop:
+                error = next_stop
+        if isinstance(error, httptools.HttpParserError):
             self.send_400_response("Invalid HTTP request received.")
             self._bound_reading()
-        return None
 
     def _without_upgrade(self, rest: bytes) -> bytes:
         """Return the request from its beginning without its offer, for a parser that has not seen it."""

@@ -65,8 +65,8 @@ def closed_after(connection: socket.socket, meanwhile: Callable[[], object] = la
 
 @pytest.fixture(scope="module")
 def hasty(shop, make) -> Iterator[httpx.Client]:
-    """A server that waits for clients no longer than 0.4 s."""
-    caps = CapsConfig(head_seconds=0.4, body_seconds=0.4, reply_seconds=0.4, max_body_bytes=10_000)
+    """A server that waits for clients no longer than 0.6 s."""
+    caps = CapsConfig(head_seconds=0.6, body_seconds=0.6, reply_seconds=0.6, max_body_bytes=10_000)
     with make.server(shop, ServeConfig(poll_seconds=0.05, caps=caps)) as client:
         make.wait_until(lambda: client.get("/readyz").status_code == 200)
         yield client
@@ -88,7 +88,7 @@ def test_a_head_that_does_not_end_is_given_up_however_it_trickles(hasty, before)
                 received += connection.recv(65_536)
             except TimeoutError:
                 continue
-        assert 0.3 < time.monotonic() - started < 3
+        assert 0.5 < time.monotonic() - started < 5
         assert received.startswith(b"HTTP/1.1 408 ")
         assert connection.recv(1) == b""
 
@@ -106,7 +106,7 @@ def test_the_body_of_a_refused_request_is_not_awaited_without_end(hasty):
     with connected(hasty) as connection:
         connection.sendall(head(length=9_999).replace(b"/v1/search", b"/v1/" + b"a" * 17_000))
         assert reply_of(connection)[0] == 431
-        assert closed_after(connection, lambda: connection.send(b"x")) < 3
+        assert closed_after(connection, lambda: connection.send(b"x")) < 6
 
 
 def test_a_connection_stays_open_after_a_refusal_whose_body_came_later(hasty):
@@ -114,7 +114,7 @@ def test_a_connection_stays_open_after_a_refusal_whose_body_came_later(hasty):
         connection.sendall(head().replace(b"/v1/search", b"/v1/" + b"a" * 17_000))
         assert reply_of(connection)[0] == 431
         connection.sendall(BODY)
-        time.sleep(0.6)
+        time.sleep(0.8)
         connection.sendall(head() + BODY)
         assert reply_of(connection)[0] == 200
 
@@ -183,19 +183,28 @@ def is_reset(connection: socket.socket) -> bool:
         return True
 
 
-@pytest.mark.parametrize("closing", [False, True])
-def test_a_reply_that_nobody_reads_is_held_for_a_while_only(hasty, make, closing):
-    last = "Connection: close" if closing else "Connection: keep-alive"
-    query = json.dumps({"queries": [{"text": "red", "k": 20, "with_documents": True}] * 100}).encode()
-    with unread(hasty, head(last, length=len(query)) + query, 1 if closing else 40) as connection:
+LONG = json.dumps({"queries": [{"text": "red", "k": 20, "with_documents": True}] * 100}).encode()
+DESCRIPTION = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "times"),
+    [(DESCRIPTION, 200), (head("Connection: close", length=len(LONG)) + LONG, 1)],
+    ids=["many", "one that is the last"],
+)
+def test_a_reply_that_nobody_reads_is_held_for_a_while_only(hasty, make, request_, times):
+    with unread(hasty, request_, times) as connection:
         time.sleep(0.2)
         assert not is_reset(connection)
-        make.wait_until(lambda: is_reset(connection), 5)
-    with connected(hasty) as connection:  # one who reads, slowly, has it all
-        connection.sendall(head(length=len(query)) + query)
+        make.wait_until(lambda: is_reset(connection))
+
+
+def test_who_reads_slowly_has_the_whole_reply_and_may_ask_again(hasty):
+    with connected(hasty) as connection:
+        connection.sendall(head(length=len(LONG)) + LONG)
         time.sleep(0.2)
         assert reply_of(connection)[0] == 200
-        time.sleep(0.6)
+        time.sleep(0.8)
         connection.sendall(head() + BODY)
         assert reply_of(connection)[0] == 200
 
@@ -210,7 +219,7 @@ def full(shop, make, monkeypatch) -> Iterator[httpx.Client]:
         assert go_on.wait(20)
         return answer_many(retriever, searches)
 
-    caps = CapsConfig(body_seconds=1.0, max_body_bytes=10_000)
+    caps = CapsConfig(body_seconds=1.5, max_body_bytes=10_000)
     with make.server(shop, ServeConfig(caps=caps, admission=AdmissionConfig(max_requests=1))) as client:
         make.wait_until(lambda: client.get("/readyz").status_code == 200)
         monkeypatch.setattr(Retriever, "answer_many", slow)
@@ -248,7 +257,7 @@ def test_a_refused_head_request_gets_no_body(full):
 def test_the_body_of_a_request_too_many_is_taken_for_a_while_and_up_to_a_size(full, chunked):
     size = ("Transfer-Encoding: chunked",) if chunked else ("Content-Length: 5000000000",)
     chunk = b"186a0\r\n" + b"x" * 100_000 + b"\r\n" if chunked else b"x" * 100_000
-    for more, seconds in ((b"", 3), (chunk, 0.7)):
+    for more, seconds in ((b"", 6), (chunk, 1.2)):
         with connected(full) as connection:
             connection.sendall(head(*size, length=None) + (b"1\r\n{\r\n" if chunked else b"{"))
             status, start, _ = reply_of(connection)

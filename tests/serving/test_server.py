@@ -82,10 +82,12 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
         assert "httptools/parser" in loaded
         with (
             socket.create_connection(("127.0.0.1", port), timeout=20) as begun,
+            socket.create_connection(("127.0.0.1", port), timeout=20) as midway,
             httpx.Client(base_url=url) as idle,
         ):
             assert "connection" not in idle.get("/livez").headers
-            begun.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
+            for connection in (begun, midway):
+                connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
             time.sleep(0.1)
             server.send_signal(signal.SIGTERM)
             time.sleep(0.2)
@@ -94,6 +96,8 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
             assert ready.json()["error"]["code"] == "draining"
             last = idle.post("/v1/search", json={"text": "red"})
             assert (last.status_code, last.headers["connection"]) == (200, "close")
+            midway.sendall(body[10:])
+            assert b"connection: close" in midway.recv(65_536)
             make.wait_until(lambda: not accepts(port))
             assert server.poll() is None
             begun.sendall(body[10:])
