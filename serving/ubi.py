@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+_encoded = json.JSONEncoder().encode  # as json.dumps, which looks at its arguments first
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -58,7 +60,7 @@ class Event:
 def lines_of(item: Shown | Event) -> Iterator[str]:
     """Return the lines of an event, or those of a query and of each document that it found."""
     if isinstance(item, Event):
-        yield json.dumps(_event(item))
+        yield _encoded(_event(item))
         return
     common = {
         "query_id": item.query_id,
@@ -68,13 +70,12 @@ def lines_of(item: Shown | Event) -> Iterator[str]:
     asked: dict[str, Any] = {"bundle_id": item.bundle_id, "mode": item.mode, "k": item.k}
     if item.of_document is not None:
         asked["doc_id"] = item.of_document
-    yield json.dumps({**common, "user_query": item.text, "query_attributes": asked})
-    begin = json.dumps({"action_name": "impression", **common})[:-1]
+    begin = _encoded(common)[1:-1]
+    yield f'{{{begin}, "user_query": {_encoded(item.text)}, "query_attributes": {_encoded(asked)}}}'
+    begin = f'{{"action_name": "impression", {begin}, "event_attributes": {{"object": {{"object_id": '
     for rank, doc_id in enumerate(item.doc_ids, 1):  # `_event` of each, but for the equal part
-        yield (
-            f'{begin}, "event_attributes": {{"object": {{"object_id": {json.dumps(doc_id)}, '
-            f'"object_id_field": "doc_id"}}, "position": {{"ordinal": {rank}}}}}}}'
-        )
+        shown = f'{_encoded(doc_id)}, "object_id_field": "doc_id"}}, "position": {{"ordinal": {rank}'
+        yield f"{begin}{shown}}}}}}}"
 
 
 def _event(event: Event) -> dict[str, Any]:
