@@ -71,6 +71,21 @@ def test_a_margin_that_is_not_positive_is_refused(config: Any, margin: float) ->
         config(margin=margin)
 
 
+DEBIASED = {"kind": "cross_entropy", "false_negative_prior": 0.1}
+
+
+@pytest.mark.parametrize(
+    "loss", [DEBIASED, {"kind": "weighted_sum", "first": {"kind": "cross_entropy"}, "second": DEBIASED}]
+)
+def test_a_false_negative_prior_under_dot_products_is_refused(
+    coloured_things: Path, tmp_path: Path, loss: dict[str, Any]
+) -> None:
+    """Its floor is what negatives of the lowest cosine, -1, would add."""
+    with pytest.raises(ConfigError, match=r"stage 'only': false_negative_prior supposes .* is dot; set"):
+        trained(coloured_things, tmp_path / "x", towers={"similarity": "dot"}, loss=loss)
+    assert not (tmp_path / "x.progress").exists()
+
+
 def test_a_batch_of_one_has_no_negatives_and_is_refused() -> None:
     with pytest.raises(ValidationError, match="greater than or equal to 2"):
         StageConfig.model_validate(STAGE | {"batch_size": 1})

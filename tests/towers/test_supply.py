@@ -291,24 +291,6 @@ def test_a_share_of_the_score_under_dot_products_is_refused_before_training(
     assert record.events == []
 
 
-def test_a_false_negative_prior_under_dot_products_is_refused_before_training(
-    coloured_things: Path, tmp_path: Path
-) -> None:
-    """Also within a weighted sum: its floor is what negatives of the lowest cosine, -1, would add."""
-    towers = TowersConfig.model_validate(TOWERS | {"similarity": "dot"})
-    debiased = {"kind": "cross_entropy", "false_negative_prior": 0.1}
-    both = {"kind": "weighted_sum", "first": {"kind": "hinge"}, "second": debiased}
-    for loss in (debiased, both):
-        late = {"name": "late", "batch_size": 48, "steps": 2, "loss": loss}
-        config = TrainConfig.model_validate(
-            TRAIN | {"stages": [TRAIN["stages"][0] | {"negatives": {}}, late]}
-        )
-        record = ListRecorder()
-        with pytest.raises(ConfigError, match=r"stage 'late': false_negative_prior supposes .* is dot; set"):
-            train(coloured_things, tmp_path / "x", towers, config, seed=0, record=record)
-        assert record.events == []
-
-
 def without_unclicked(examples: Path, target: Path) -> Path:
     """Copy an examples artifact as a log of clicks alone would give it."""
     with publish(target, "examples", {}) as staging:
