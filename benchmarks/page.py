@@ -126,7 +126,7 @@ def main() -> None:
         rows, spent = timed(page, queries, pid)
         documents = page.evaluate("fetch('v1/bundle').then(r => r.json()).then(b => b.documents)")
         browser.close()
-    figures = described(np.array(rows[WARM_UP:]), documents, options)
+    figures = described(np.array(rows), documents, options)
     figures["processor_ms_a_query"] = spent
     print(json.dumps(figures, indent=2))
     if options.json:
