@@ -11,6 +11,7 @@ Shapes: N documents, in catalogue order.
 """
 
 import itertools
+import json
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -44,7 +45,7 @@ _EXPECTED: dict[Kind, str] = {
     "timestamp": 'an ISO 8601 timestamp such as "2026-01-31T12:00:00Z"',
 }
 _NULL = -1  # the code of no string and of no boolean
-_HOW = "give a value, a range such as {'gte': 10, 'lt': 50}, or a set {'in': [...]}"
+_HOW = 'give a value, a range such as {"gte": 10, "lt": 50}, or a set {"in": [...]}'
 
 
 class FilterError(TwotowerError, ValueError):
@@ -170,7 +171,7 @@ class Catalogue:
     def _column(self, name: str) -> _Column:
         if name not in self.fields:
             raise FilterError(
-                "unknown_field", f"filters: no field {name[:60]!r}; allowed: {', '.join(self.fields)}"
+                "unknown_field", f"filters: no field {_json(name[:60])}; allowed: {', '.join(self.fields)}"
             )
         with self._lock:
             if name not in self._columns:
@@ -188,12 +189,12 @@ def _hits(name: str, column: _Column, condition: Any) -> Mask:
         return _equal(column, [_value(name, column.kind, condition)])
     if not condition or not condition.keys() <= {*_COMPARE, "in"}:
         unknown = sorted(map(str, condition.keys() - {*_COMPARE, "in"}))
-        raise _invalid(name, f"{unknown[0][:60]!r} is no condition; {_HOW}" if unknown else _HOW)
+        raise _invalid(name, f"{_json(unknown[0][:60])} is no condition; {_HOW}" if unknown else _HOW)
     if "in" in condition:
         return _in_set(name, column, condition)
     if column.kind not in ("number", "timestamp"):
         raise _invalid(
-            name, f"holds {column.kind}s, which have no order; give a value or a set {{'in': [...]}}"
+            name, f'holds {column.kind}s, which have no order; give a value or a set {{"in": [...]}}'
         )
     hits = np.ones(len(column.values), dtype=bool)
     for operator, bound in condition.items():
@@ -206,10 +207,10 @@ def _in_set(name: str, column: _Column, condition: Mapping[str, Any]) -> Mask:
     if len(condition) > 1:
         raise _invalid(name, "a set and a range cannot be combined; give one of them")
     if isinstance(wanted, str | bytes | Mapping) or not isinstance(wanted, Iterable):
-        raise _invalid(name, "'in' needs a list of values")
+        raise _invalid(name, '"in" needs an array of values')
     values = [_value(name, column.kind, value) for value in wanted]
     if len(values) > MAX_SET:
-        raise _invalid(name, f"'in' has {len(values)} values; at most {MAX_SET} are allowed")
+        raise _invalid(name, f'"in" has {len(values)} values; at most {MAX_SET} are allowed')
     return _equal(column, values)
 
 
@@ -246,8 +247,12 @@ def _value(name: str, kind: Kind, value: Any) -> Any:
                 return value
         except OverflowError:  # a whole number beyond float64
             pass
-    shown = repr(value)
-    raise _invalid(name, f"{shown[:60]} is not {_EXPECTED[kind]}; its documents hold {kind}s")
+    raise _invalid(name, f"{_json(value)[:60]} is not {_EXPECTED[kind]}; its documents hold {kind}s")
+
+
+def _json(value: Any) -> str:
+    """Return a value as whoever asked wrote it."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _invalid(name: str, what: str) -> FilterError:
