@@ -39,7 +39,7 @@ def bundles(store: StorePath, json: Json = False, debug: Debug = False) -> None:
             entry["index"],
             *(f"{entry['metrics'][name]:.4f}" if name in entry["metrics"] else "" for name in metrics),
             shown_size(entry["bytes"]),
-            entry["damage"] or "",
+            entry["damage"] or entry["note"] or "",
         ]
         for entry in entries
     ]
@@ -233,11 +233,13 @@ def _entry(store: Store, bundle_id: str, champion: str | None) -> dict[str, Any]
         "index": "",
         "metrics": {},
         "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "note": None,
         "damage": None,
     }
     try:
         told = describe(store.bundle(bundle_id))
         entry["documents"], entry["index"] = told["documents"], told["index"]["factory"]
+        entry["note"] = told["update"]["note"] if told["update"] else None
         rows = [row for row in told["evaluation"] if row["system"] == _SYSTEM]
         entry["metrics"] = {str(row["metric"]): float(row["value"]) for row in rows}
     except (TwotowerError, KeyError, TypeError, ValueError, AttributeError) as error:

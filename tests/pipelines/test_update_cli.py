@@ -124,6 +124,9 @@ def test_documents_are_added_replaced_and_deleted_from_the_command_line(
     bundle = load(store.bundle(told["bundle"]).path)
     assert {*gone, "new/ü"}.isdisjoint(bundle.doc_ids)
     assert bundle.documents["title"][bundle.rows[rows["doc_id"][0]]] == "a xylophone of glass"
+    listed = {entry["bundle_id"]: entry["note"] for entry in run("bundles", store.root)[2]["bundles"]}
+    assert listed[first] is None
+    assert f"measured on bundle {first}" in listed[told["bundle"]]
 
     make_evaluation(store.root.parent / "evaluation", {"towers": 0.5})
     decision = promote(
