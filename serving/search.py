@@ -109,7 +109,8 @@ class Answer:
 
     Attributes:
         hits: Best first; ties by catalogue order (ascending doc_id). Of documents that share the last score
-            the first ones come, but where an approximate index did not meet them.
+            the first ones come where FAISS scored all (`serving.ties`); an approximate index, and Milvus,
+            return those that they met.
         k: How many could be returned at most: the k asked for, clipped to the corpus.
         unknown: Ids of the history that the catalogue does not have; they do not influence the result.
         encode_ms: Milliseconds in which the query's vector was made, with those of its batch; 0 for BM25.
