@@ -18,6 +18,7 @@ from serving.metrics import Metrics
 MOST_HEAD_BYTES = 262_144
 """A head that has not ended by then ends its connection; what is shorter is refused by `CapsConfig`."""
 
+_LAST_SECONDS = 0.5  # for a request on its way when the server ends
 _HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 )
@@ -151,6 +152,13 @@ class CappedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             super().timeout_keep_alive_handler()
+
+    def shutdown(self) -> None:
+        """End the connection; one that is new, or on which a head has begun, may bring its request first."""
+        if self.cycle is None or self._arriving == "head":
+            self.loop.call_later(_LAST_SECONDS, super().shutdown)
+        else:
+            super().shutdown()
 
     def end_after_reply(self) -> None:
         """Make the reply that is due the last one of the connection, and say so in it."""

@@ -83,6 +83,7 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
         with (
             socket.create_connection(("127.0.0.1", port), timeout=20) as begun,
             socket.create_connection(("127.0.0.1", port), timeout=20) as midway,
+            socket.create_connection(("127.0.0.1", port), timeout=20) as new,
             httpx.Client(base_url=url) as idle,
         ):
             assert "connection" not in idle.get("/livez").headers
@@ -99,6 +100,8 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
             midway.sendall(body[10:])
             assert b"connection: close" in midway.recv(65_536)
             make.wait_until(lambda: not accepts(port))
+            new.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert new.recv(12) == b"HTTP/1.1 200"
             assert server.poll() is None
             begun.sendall(body[10:])
             reply = b""
