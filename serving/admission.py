@@ -35,8 +35,8 @@ class AdmissionConfig(Config):
         10_000,
         ge=1,
         le=600_000,
-        description="longest a search may wait before work on it begins; a caller asks for less by the "
-        "header `X-Timeout-Ms`",
+        description="longest a request may wait until work on it begins, or a bundle is opened for it; a "
+        "caller asks for less by the header `X-Timeout-Ms`",
     )
 
 
