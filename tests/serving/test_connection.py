@@ -1,5 +1,6 @@
 """What a client may do to its connection: send slowly, not read, offer another protocol, ask in a crowd."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,10 +10,16 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+import uvicorn
+import uvloop
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
-from serving.admission import AdmissionConfig
+from serving.admission import Admission, AdmissionConfig
 from serving.api import ServeConfig
+from serving.connection import CappedProtocol
 from serving.gate import CapsConfig
+from serving.metrics import Metrics
 from serving.retriever import Retriever
 
 BODY = json.dumps({"text": "red shoes", "k": 3}).encode()
@@ -207,6 +214,40 @@ def test_who_reads_slowly_has_the_whole_reply_and_may_ask_again(hasty):
         time.sleep(0.8)
         connection.sendall(head() + BODY)
         assert reply_of(connection)[0] == 200
+
+
+async def short(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reply with less than what a connection takes before its writers have to wait."""
+    body = b"x" * 30_000
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def is_given_up(kept: bytes) -> bool:
+    """Whether a client that asks and reads nothing loses its connection."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    ours.setblocking(False)
+    config = uvicorn.Config(short, log_level="error", timeout_keep_alive=1)
+    config.load()
+    state, caps = ServerState(), CapsConfig(reply_seconds=0.3)
+    protocol = CappedProtocol(
+        Admission(AdmissionConfig()), Metrics(), caps, config=config, server_state=state, app_state={}
+    )
+    await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, ours)
+    with theirs:
+        theirs.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: %b\r\n\r\n" % kept)
+        for _ in range(40):
+            await asyncio.sleep(0.1)
+            if not state.connections:
+                return True
+    return False
+
+
+@pytest.mark.parametrize("kept", [b"close", b"keep-alive"])
+def test_a_short_reply_that_nobody_reads_holds_no_connection_either(kept):
+    assert uvloop.run(is_given_up(kept))
 
 
 @pytest.fixture
