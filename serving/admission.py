@@ -25,7 +25,7 @@ class AdmissionConfig(Config):
         128, ge=1, le=100_000, description="requests being answered at once; more are refused with 503"
     )
     overload_requests: int = Field(
-        16,
+        32,
         ge=1,
         le=100_000,
         description="as max_requests, from a refusal until a second has passed without one: while more come "
