@@ -14,7 +14,9 @@ from features.config import Config
 from serving.batching import DEADLINE
 
 TIMEOUT_HEADER = b"x-timeout-ms"
-_CALM_SECONDS = 1.0
+_WINDOW_SECONDS = 0.5
+_TOO_MUCH = 0.2  # share of refusals that no burst explains
+_FEW = 10  # refusals that say nothing yet
 _UNCOUNTED = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/page/", "/v1/admin/")
 
 
@@ -28,8 +30,8 @@ class AdmissionConfig(Config):
         32,
         ge=1,
         le=100_000,
-        description="as max_requests, from a refusal until a second has passed without one: while more come "
-        "than can be answered, those that are let in wait less",
+        description="as max_requests, while more than a fifth of what comes is refused, so that what is let "
+        "in waits less; doubled after each half second in which fewer are refused",
     )
     timeout_ms: int = Field(
         10_000,
@@ -65,18 +67,36 @@ class Admission:
         self.draining = False
         self.aside = 0
         self._in_flight = 0
-        self._refused_at = -_CALM_SECONDS
+        self._limit = config.max_requests
+        self._window_from = time.monotonic()
+        self._let_in = self._refused = 0  # since then
 
     @property
     def limit(self) -> int:
         """How many requests are let in at present."""
-        if time.monotonic() - self._refused_at < _CALM_SECONDS:
-            return min(self.config.overload_requests, self.config.max_requests)
-        return self.config.max_requests
+        self._look_back(time.monotonic())
+        return self._limit
 
     def refuse(self) -> None:
         """Take note that a request was refused."""
-        self._refused_at = time.monotonic()
+        self._refused += 1
+        if self._refused >= _FEW and self._is_too_much:
+            self._limit = min(self.config.overload_requests, self.config.max_requests)
+
+    @property
+    def _is_too_much(self) -> bool:
+        return self._refused > _TOO_MUCH * (self._refused + self._let_in)
+
+    def _look_back(self, now: float) -> None:
+        """Let more in again after a window in which few were refused: bursts of a load that can be borne."""
+        windows = (now - self._window_from) / _WINDOW_SECONDS
+        if windows < 1:
+            return
+        if windows >= 2:
+            self._limit = self.config.max_requests
+        elif not self._is_too_much:
+            self._limit = min(2 * self._limit, self.config.max_requests)
+        self._window_from, self._let_in, self._refused = now, 0, 0
 
     @property
     def in_flight(self) -> int:
@@ -89,6 +109,7 @@ class Admission:
             self.refuse()
             return False
         self._in_flight += 1
+        self._let_in += 1
         return True
 
     def leave(self) -> None:

@@ -108,17 +108,37 @@ def test_the_memory_for_clients_is_bounded(monkeypatch):
     assert rates.wait(None, "10.0.0.3") == 0
 
 
-def test_after_a_refusal_fewer_are_let_in_until_it_has_been_calm(monkeypatch):
+def admitted(admission: Admission, count: int) -> int:
+    """How many of so many requests are let in; they stay."""
+    return sum(admission.enter() for _ in range(count))
+
+
+def test_while_much_is_refused_fewer_are_let_in_and_twice_as_many_after_each_calm_window(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("serving.admission.time.monotonic", lambda: now)
+    admission = Admission(AdmissionConfig(max_requests=40, overload_requests=10))
+    assert admitted(admission, 49) == 40  # nine refusals of 49 may be a burst
+    assert admission.limit == 40
+    assert admitted(admission, 2) == 0  # eleven of 51 are more than a fifth
+    assert admission.limit == 10
+    now += 0.6
+    assert admission.limit == 10  # too much was refused in the window before
+    now += 0.6
+    assert admission.limit == 20
+    now += 0.6
+    assert admission.limit == 40
+
+
+def test_few_refusals_are_a_burst_and_an_hour_without_requests_is_calm(monkeypatch):
     now = 100.0
     monkeypatch.setattr("serving.admission.time.monotonic", lambda: now)
     admission = Admission(AdmissionConfig(max_requests=4, overload_requests=2))
-    assert [admission.enter() for _ in range(5)] == [True, True, True, True, False]
-    for _ in range(3):
-        admission.leave()
-    assert [admission.enter() for _ in range(2)] == [True, False]
-    now += 1.0
-    assert [admission.enter() for _ in range(3)] == [True, True, False]
-    assert admission.in_flight == 4
+    assert admitted(admission, 4 + 9) == 4
+    assert admission.limit == 4
+    assert admitted(admission, 1) == 0
+    assert admission.limit == 2
+    now += 3_600
+    assert admission.limit == 4
 
 
 @pytest.fixture(scope="module")
