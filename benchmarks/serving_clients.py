@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import random
 import sys
 import time
@@ -98,7 +99,7 @@ def main() -> None:
         uvloop.run(answer_nothing())
         return
     result = uvloop.run(ask(options.port, options.callers, options.seconds, options.seed))
-    with open(sys.stdout.fileno(), "w") as buffered:  # an unbuffered one cuts a long line short
+    with os.fdopen(sys.stdout.fileno(), "w", closefd=False) as buffered:  # an unbuffered one cuts a long line short
         buffered.write(json.dumps(result) + "\n")
 
 
