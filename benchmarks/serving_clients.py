@@ -99,7 +99,7 @@ def main() -> None:
         uvloop.run(answer_nothing())
         return
     result = uvloop.run(ask(options.port, options.callers, options.seconds, options.seed))
-    with os.fdopen(sys.stdout.fileno(), "w", closefd=False) as buffered:  # an unbuffered one cuts a long line short
+    with os.fdopen(sys.stdout.fileno(), "w", closefd=False) as buffered:  # else a long line is cut short
         buffered.write(json.dumps(result) + "\n")
 
 
