@@ -135,8 +135,8 @@ class Batcher:
 
     async def close(self) -> None:
         """Let running batches finish and end the threads."""
-        while self._batches:
-            await asyncio.wait(set(self._batches))
+        while self._batches or self._gathering:
+            await (asyncio.wait(set(self._batches)) if self._batches else asyncio.sleep(0))
         await asyncio.to_thread(self._threads.shutdown)
 
     def _start_batches(self) -> None:

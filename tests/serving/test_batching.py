@@ -234,3 +234,14 @@ def test_what_comes_in_the_same_turns_of_the_loop_is_one_batch():
         await batcher.close()
 
     asyncio.run(run())
+
+
+def test_what_was_asked_just_before_the_end_is_answered():
+    async def run() -> None:
+        batcher = Batcher()
+        asked = asyncio.create_task(batcher.answer(Slow(), texts("a")))
+        await asyncio.sleep(0)
+        await batcher.close()
+        assert len(await asyncio.wait_for(asked, timeout=5)) == 1
+
+    asyncio.run(run())
