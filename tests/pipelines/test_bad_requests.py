@@ -56,7 +56,7 @@ def test_the_same_queries_are_refused_over_http(served):
 
     from serving.api import create_app
 
-    with TestClient(create_app(served.store)) as client:
+    with TestClient(create_app(served.store), base_url="http://localhost") as client:
         deadline = time.monotonic() + 60
         while client.get("/readyz").status_code != 200 and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -262,7 +262,7 @@ def test_a_file_of_changes_becomes_rows_of_the_catalogue(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (['{"doc_id": "a", "title": "x"}', '{"doc_id": "a", "title": "y"}'], "'a' and 0 other ids twice"),
+        (['{"doc_id": "a", "title": "x"}', '{"doc_id": "a", "title": "y"}'], "'a' twice; keep one of each"),
         (['{"title": "x"}', '{"doc_id": "b", "title": "y"}'], "row 1: missing_id"),
         (['{"doc_id": "a", "title": "x"}', "not json"], "row 2: invalid_json"),
         (['{"doc_id": "a", "title": ""}'], "empty_document"),
