@@ -95,8 +95,8 @@ def spare_collector() -> None:
     """Keep what is loaded out of Python's garbage collections, which would halt every request to walk it.
 
     One over a bundle of 100,000 documents takes about 0.2 s (benchmarks/serving.py: p99 of 64 callers).
-    What an earlier bundle left in cycles is collected first. New objects are looked through by the 50,000, not
-    by the 700, which a few requests make: 9% of a process's throughput with a feature tower.
+    What an earlier bundle left in cycles is collected first. New objects are looked through by the 50,000,
+    not by the 700, which a few requests make: 9% of a process's throughput with a feature tower.
     """
     gc.unfreeze()
     gc.collect()
