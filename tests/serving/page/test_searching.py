@@ -171,9 +171,14 @@ def test_a_server_without_a_champion_says_so(browser, tmp_path, make):
 def test_columns_of_the_served_bundle_are_one_request_and_what_can_wait_waits(page):
     asked: list[str] = []
     page.on("request", lambda request: asked.append(f"{request.method} {request.url.split('/', 3)[3]}"))
+    held = []
+    page.route("**/v1/search", lambda route: held.append(route))
     page.fill("#query", "red scarf")
-    page.keyboard.press("Enter")
+    with page.expect_request("**/v1/search"):
+        page.keyboard.press("Enter")
     page.keyboard.press("Enter")  # the same is under way already
+    page.wait_for_timeout(50)
+    held[0].continue_()
     page.wait_for_url("**/?q=red+scarf")
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(200)  # longer than the pause of typing
