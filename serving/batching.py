@@ -1,9 +1,9 @@
 """Many requests' searches answered together: one encoder call for all that came while the last one ran.
 
 Nothing waits while a worker is idle, but for what comes in the same turns of the event loop. What arrives
-while all workers are busy forms the next batch, so a batch grows with the load and a lone request pays for a
-thread change only. A batch asks one retriever: a request keeps the bundle that it took, whatever is promoted
-meanwhile.
+while all workers are busy forms the next batch, together with what the answers of the last one bring at once,
+so a batch grows with the load and a lone request pays for a thread change only. A batch asks one retriever: a
+request keeps the bundle that it took, whatever is promoted meanwhile.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from serving.search import Answer, Search
 DEADLINE: ContextVar[float | None] = ContextVar("DEADLINE", default=None)
 """When the present request's answer is of no use any more, by `time.monotonic()`; None is never."""
 
+_QUIET_TURNS = 2  # of the event loop that bring nothing more before a batch starts
 _SWEEP_SECONDS = 0.02  # time between two looks at the deadlines of what waits
 
 
@@ -124,9 +125,7 @@ class Batcher:
         ]
         self._waiting.extend(jobs)
         self._queued += len(searches)
-        if not self._gathering:
-            self._gathering = True
-            loop.call_soon(self._gather, loop, 0)
+        self._begin_gathering(loop)
         if self._sweep is None:
             self._sweep = loop.call_later(_SWEEP_SECONDS, self._sweep_waiting)
         if len(jobs) == 1:
@@ -168,10 +167,16 @@ class Batcher:
         self._waiting.extendleft(reversed(passed))
         return batch
 
-    def _gather(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
-        """Start as soon as a turn of the event loop brings no more: what comes together is one batch."""
-        if seen < self._queued < self.config.max_batch and self._running < self.config.workers:
-            loop.call_soon(self._gather, loop, self._queued)
+    def _begin_gathering(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._queued and not self._gathering:
+            self._gathering = True
+            loop.call_soon(self._gather, loop, 0, _QUIET_TURNS)
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, seen: int, turns: int) -> None:
+        """Start as soon as some turns of the event loop bring no more: what comes together is one batch."""
+        if turns and self._queued < self.config.max_batch and self._running < self.config.workers:
+            left = turns - 1 if self._queued == seen else _QUIET_TURNS
+            loop.call_soon(self._gather, loop, self._queued, left)
             return
         self._gathering = False
         self._start_batches()
@@ -199,7 +204,7 @@ class Batcher:
             outcomes = await loop.run_in_executor(self._threads, _work, jobs)
         finally:
             self._running -= 1
-            self._start_batches()
+            self._begin_gathering(loop)
         for job, outcome in zip(jobs, outcomes, strict=True):
             if job.future.cancelled():
                 continue
