@@ -5,12 +5,11 @@ connection is accepted, what was begun is finished, and the process exits with 0
 says that it is the connection's last. A second SIGTERM skips the first part, SIGINT too.
 """
 
-import asyncio
 import gc
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any, cast
@@ -23,6 +22,8 @@ from pydantic import Field
 from features.config import Config
 from serving.admission import Admission
 from serving.connection import CappedProtocol
+from serving.listening import Listener
+from serving.metrics import Metrics
 from serving.siblings import Siblings
 
 SWITCH_SECONDS = 0.0005
@@ -49,28 +50,52 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         admission: Is told that the server drains.
+        metrics: What siblings are told.
         ready_seconds: See `DrainConfig`.
-        listen_privately: Begins to answer siblings, where there are any.
+        siblings: The processes that listen on the same socket; None: there are no others.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
         admission: Admission,
+        metrics: Metrics,
         ready_seconds: float,
-        listen_privately: Callable[[], Awaitable[asyncio.AbstractServer]] | None = None,
+        siblings: Siblings | None,
     ) -> None:
         super().__init__(config)
         self._admission = admission
+        self._metrics = metrics
         self._ready_seconds = ready_seconds
-        self._listen_privately = listen_privately
+        self._siblings = siblings
+        self._listener: Listener | None = None
         self._exit_at: float | None = None
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to end; the loop does not end while it looks at a listening socket."""
+        try:
+            await super().serve(sockets)
+        finally:
+            if self._listener is not None:
+                self._listener.close()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to take requests, and questions of siblings."""
-        await super().startup(sockets)
-        if self._listen_privately is not None:
-            self.servers.append(cast(Any, await self._listen_privately()))
+        """Begin to take requests from the one socket, and questions of siblings."""
+        await super().startup([])
+        (listening,) = sockets or []
+        tally = None
+        if self._siblings is not None:
+            tally = self._siblings.tally()
+            self.servers.append(cast(Any, await self._siblings.listen(self._metrics.exposition)))
+        self._listener = Listener(
+            listening, self._protocol, lambda: len(self.server_state.connections), tally
+        )
+        self.servers.append(cast(Any, self._listener))
+
+    def _protocol(self) -> CappedProtocol:
+        """Make the protocol of a connection, as uvicorn's `startup` does for sockets of its own."""
+        made = cast(Callable[..., CappedProtocol], self.config.http_protocol_class)
+        return made(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain on SIGTERM; end at once, by KeyboardInterrupt, on SIGINT."""
@@ -88,6 +113,8 @@ class Server(uvicorn.Server):
         """Look whether it is time to end."""
         if self._exit_at is not None and time.monotonic() >= self._exit_at:
             self.should_exit = True
+        if self._listener is not None:
+            self._listener.note()
         return await super().on_tick(counter)
 
 
@@ -104,21 +131,18 @@ def spare_collector() -> None:
     gc.set_threshold(_YOUNG_OBJECTS)
 
 
-def build_server(
-    app: FastAPI, drain: DrainConfig, trusted_proxies: tuple[str, ...] = (), port: int = 0
-) -> Server:
-    """Return a server for an application of `serving.api.create_app`.
+def build_server(app: FastAPI, drain: DrainConfig, trusted_proxies: tuple[str, ...] = ()) -> Server:
+    """Return a server for an application of `serving.api.create_app`; its `run` is given one bound socket.
 
     Args:
         app: What answers.
         drain: How it ends.
         trusted_proxies: Addresses whose `X-Forwarded-For` is believed.
-        port: Loopback port where no socket is given to `run`.
     """
+    state = app.state
     config = uvicorn.Config(
         app,
-        port=port,
-        http=cast(Any, partial(CappedProtocol, app.state.admission, app.state.metrics, app.state.caps)),
+        http=cast(Any, partial(CappedProtocol, state.admission, state.metrics, state.caps)),
         ws="none",
         log_level="error",
         access_log=False,
@@ -128,6 +152,4 @@ def build_server(
         forwarded_allow_ips=list(trusted_proxies),
         timeout_graceful_shutdown=drain.finish_seconds,
     )
-    siblings: Siblings | None = app.state.siblings
-    listen = None if siblings is None else partial(siblings.listen, app.state.metrics.exposition)
-    return Server(config, app.state.admission, drain.ready_seconds, listen)
+    return Server(config, state.admission, state.metrics, drain.ready_seconds, state.siblings)

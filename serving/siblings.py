@@ -1,4 +1,4 @@
-"""What the server processes behind one port know of each other: a private socket for each.
+"""What the server processes behind one port know of each other: a private socket for each, and a tally.
 
 The sockets are in a folder that only their owner can enter. Whoever connects to one is told that process's
 metrics, so that `/metrics` covers all of them whichever process answers. A process has its socket from when
@@ -6,6 +6,8 @@ it takes requests, so one that cannot be asked takes none.
 """
 
 import asyncio
+import mmap
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,39 @@ from features.errors import ConfigError
 _END = b"# EOF\n"  # without it a sibling was ended while it wrote
 _WAIT_SECONDS = 1.0
 _LONGEST_PATH = 100  # of a Unix-domain socket, in bytes; Linux takes 107
+
+
+class Tally:
+    """How many connections each of several processes has, in memory that they share.
+
+    A process that was killed stays in it until another has its place.
+
+    Args:
+        file: The shared memory; made where it is not there.
+        place: Of this process, from 1.
+        count: How many processes there are to be.
+    """
+
+    def __init__(self, file: Path, place: int, count: int) -> None:
+        self._own = place - 1
+        opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(opened, 4 * count)
+            self._shared = memoryview(mmap.mmap(opened, 4 * count)).cast("i")
+        finally:
+            os.close(opened)
+
+    def note(self, connections: int) -> None:
+        """Say how many this process has."""
+        self._shared[self._own] = connections + 1
+
+    def leave(self) -> None:
+        """Say that this process takes no more."""
+        self._shared[self._own] = 0
+
+    def lead(self) -> int:
+        """Return how many more this process has than the one with the fewest."""
+        return self._shared[self._own] - min(noted for noted in self._shared if noted)
 
 
 @dataclass(frozen=True)
@@ -43,6 +78,10 @@ class Siblings:
     def path(self) -> Path:
         """This process's socket."""
         return self._path(self.place)
+
+    def tally(self) -> Tally:
+        """Open the tally of connections that all of them share."""
+        return Tally(self.folder / "connections", self.place, self.count)
 
     async def listen(self, tell: Callable[[], bytes]) -> asyncio.AbstractServer:
         """Answer siblings from now on.

@@ -1,5 +1,6 @@
 """A small shop made by hand, its examples and untrained towers, exported to a store and served for real."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,11 +114,12 @@ def serving(store: Path, config: ServeConfig | None = None) -> Iterator[httpx.Cl
     """A real server on a free loopback port."""
     settings = config or ServeConfig(poll_seconds=0.05)
     server = build_server(create_app(store, settings), settings.drain, settings.trusted_proxies)
-    thread = threading.Thread(target=server.run)
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
         wait_until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
             yield client
     finally:
