@@ -12,7 +12,7 @@ from pipelines.options import Debug, Json, StorePath
 from pipelines.output import OUTPUT, counted, reported
 from pipelines.stored import open_store, published
 from pipelines.workspace import Workspace
-from serving.signing import SignConfig, read_private_key, sign
+from serving.signing import SignConfig, TrustedKey, read_private_key, sign
 from serving.store import Store
 
 if TYPE_CHECKING:  # it imports torch and faiss
@@ -49,7 +49,21 @@ def update(
     ] = 0.2,
     promote: Annotated[bool, typer.Option("--promote", help="Make the new bundle the champion.")] = False,
     sign_key: Annotated[
-        Path | None, typer.Option("--sign", metavar="PEM", help="Private key to sign the new bundle with.")
+        Path | None,
+        typer.Option(
+            "--sign",
+            metavar="PEM",
+            help="Private key to sign the new bundle with; it must have signed the bundle to start from, "
+            "too, unless --trusted-key is given.",
+        ),
+    ] = None,
+    trusted_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--trusted-key",
+            metavar="PEM",
+            help="Public key that may have signed the bundle to start from; repeatable.",
+        ),
     ] = None,
     json: Json = False,
     debug: Debug = False,
@@ -62,10 +76,13 @@ def update(
         published(opened, bundle)
     if len(documents or []) > 1:
         raise ConfigError("--documents was given more than once; put all documents into one file")
+    trusted: tuple[TrustedKey, ...] = tuple(trusted_key or ())
     if sign_key is not None:
-        read_private_key(sign_key)
+        key = read_private_key(sign_key)
+        trusted = trusted or (key.public_key(),)
     with Workspace(store).lock():
-        told = _update(store, bundle, next(iter(documents or []), None), _ids(delete or []), rebuild_share)
+        file = next(iter(documents or []), None)
+        told = _update(Store(store, trusted), bundle, file, _ids(delete or []), rebuild_share)
         if sign_key is not None:
             sign(Store(store).bundle_path(told["bundle"]), SignConfig(key=sign_key))
         told["promoted"] = promote
@@ -77,16 +94,16 @@ def update(
 
 
 def _update(
-    store: Path, bundle: str, documents: Path | None, deleted: list[str], rebuild_share: float
+    store: Store, bundle: str, documents: Path | None, deleted: list[str], rebuild_share: float
 ) -> dict[str, Any]:
     """Publish the new bundle, note from which artifacts it comes, and return the facts about it."""
     from pipelines.comparison import champion_id
 
-    parent = Store(store).bundle(champion_id(store) if bundle == "champion" else bundle)
+    parent = store.bundle(champion_id(store.root) if bundle == "champion" else bundle)
     import pyarrow.parquet as pq
 
     catalogue = pq.read_table(parent.path / "documents.parquet")
-    _check_deleted(deleted, catalogue["doc_id"].to_pylist(), f"bundle {parent.path.name} of {store}")
+    _check_deleted(deleted, catalogue["doc_id"].to_pylist(), f"bundle {parent.path.name} of {store.root}")
     rows = None
     if documents is not None:
         from features.changes import read_changes
@@ -95,7 +112,7 @@ def _update(
     sys.stderr.write("updating  torch and faiss are loaded first; this takes some seconds\n")
     from serving.update import Changes, UpdateConfig, update
 
-    workspace = Workspace(store)
+    workspace = Workspace(store.root)
     record = next((r for r in workspace.records("exports") if r.get("bundle") == parent.path.name), None)
     artifact = update(
         parent.path,
@@ -103,13 +120,14 @@ def _update(
         Changes(rows, deleted),
         UpdateConfig(rebuild_share=rebuild_share),
         _held_out(record),
+        trusted_keys=store.trusted_keys,
     )
     if record is not None:  # the towers are the same, and so is their evaluation
         workspace.write_record("exports", artifact.path.name, {**record, "bundle": artifact.path.name})
     facts = dict(artifact.content["update"])
     recall = artifact.content["index"]["ann_recall"]
     documents_left = artifact.content["documents"]
-    return {"store": str(store), "bundle": artifact.path.name, "documents": documents_left, **facts} | {
+    return {"store": str(store.root), "bundle": artifact.path.name, "documents": documents_left, **facts} | {
         "ann_recall": recall
     }
 

@@ -35,6 +35,7 @@ from serving.index import Index, SearchEngine, read
 from serving.milvus import MilvusIndex
 from serving.onnx import FILE as GRAPH_FILE
 from serving.onnx import OnnxQueries
+from serving.signing import TrustedKey
 from serving.vectors import SIMILARITIES
 from towers.encoders.text import TextEncoder
 from towers.two_tower import TwoTower
@@ -93,7 +94,7 @@ class Bundle:
         return None if length is None else int(length)
 
 
-def load(path: Path, device: str = "auto", trusted_keys: tuple[Path, ...] = ()) -> Bundle:
+def load(path: Path, device: str = "auto", trusted_keys: tuple[TrustedKey, ...] = ()) -> Bundle:
     """Open a published bundle after checking all of it.
 
     Args:
@@ -147,7 +148,7 @@ class Opened:
     documents: pd.DataFrame
 
 
-def open_bundle(path: Path, device: str, trusted_keys: tuple[Path, ...] = ()) -> Opened:
+def open_bundle(path: Path, device: str, trusted_keys: tuple[TrustedKey, ...] = ()) -> Opened:
     """Read and check every part of a bundle, whatever its directory is called.
 
     Raises:
@@ -185,7 +186,7 @@ def open_bundle(path: Path, device: str, trusted_keys: tuple[Path, ...] = ()) ->
     return Opened(artifact, towers, encoder, index, documents)
 
 
-def _read_artifact(path: Path, trusted_keys: tuple[Path, ...]) -> Artifact:
+def _read_artifact(path: Path, trusted_keys: tuple[TrustedKey, ...]) -> Artifact:
     """Return what the manifest says, once its signature and every file's SHA-256 are right."""
     try:
         approve = partial(signing.check, path, trusted_keys)

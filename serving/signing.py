@@ -16,7 +16,7 @@ import stat
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import Field
 
@@ -26,6 +26,9 @@ from features.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+TrustedKey: TypeAlias = "Path | Ed25519PublicKey"
+"""A public key, or the PEM file of one."""
 
 _NEEDS = "signatures need the package cryptography; install twotower[sign]"
 
@@ -62,7 +65,7 @@ def sign(bundle: Path, config: SignConfig) -> None:
     staging.replace(final)
 
 
-def check(bundle: Path, trusted_keys: Sequence[Path], manifest: bytes) -> None:
+def check(bundle: Path, trusted_keys: Sequence[TrustedKey], manifest: bytes) -> None:
     """Assert that one of the keys signed a bundle's manifest, or that no key is asked for.
 
     Args:
@@ -74,7 +77,7 @@ def check(bundle: Path, trusted_keys: Sequence[Path], manifest: bytes) -> None:
         BundleError: If the bundle is not signed, or by another key.
         ConfigError: If a key cannot be used, or cryptography is not installed.
     """
-    keys = [read_public_key(path) for path in trusted_keys]
+    keys = [read_public_key(one) if isinstance(one, Path) else one for one in trusted_keys]
     if not keys:
         return
     from cryptography.exceptions import InvalidSignature

@@ -17,6 +17,7 @@ from pathlib import Path
 from features.artifact import MANIFEST, Artifact, write_json
 from features.errors import ArtifactError, BundleError
 from serving import signing
+from serving.signing import TrustedKey
 
 POINTER = "champion.json"
 _BUNDLE_ID = re.compile(r"[0-9a-f]{16}")
@@ -49,7 +50,7 @@ class Store:
             signature.
     """
 
-    def __init__(self, root: Path, trusted_keys: tuple[Path, ...] = ()) -> None:
+    def __init__(self, root: Path, trusted_keys: tuple[TrustedKey, ...] = ()) -> None:
         self.root = root
         self.trusted_keys = trusted_keys
 

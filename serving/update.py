@@ -33,6 +33,7 @@ from serving.encode import Progress, encode_documents, encode_queries
 from serving.export import publish_bundle
 from serving.index import Index
 from serving.provenance import HeldOut, describe_versions
+from serving.signing import TrustedKey
 from serving.subsets import Rows
 from serving.tune import ann_recall
 from serving.vectors import Vectors, check_similarity
@@ -87,6 +88,7 @@ def update(
     config: UpdateConfig,
     held_out: HeldOut | None = None,
     *,
+    trusted_keys: tuple[TrustedKey, ...] = (),
     progress: Progress | None = None,
 ) -> Artifact:
     """Publish a bundle with the changes, as `export` does: opened once, then made visible by one rename.
@@ -97,13 +99,15 @@ def update(
         changes: At least one.
         config: When the index is built again.
         held_out: Queries to tune and to measure ANN recall on; None: the parent's canaries and titles.
+        trusted_keys: As `serving.bundle.load` has them, for the parent: whoever signs the new bundle vouches
+            for what it takes from there.
         progress: Called as documents are encoded.
 
     Raises:
         BundleError: If the parent is refused, its vectors are elsewhere, or a vector is not finite.
         SchemaError: If a change cannot be made, or no document would be left. Nothing is published then.
     """
-    opened = open_bundle(bundle, "cpu")
+    opened = open_bundle(bundle, "cpu", trusted_keys)
     parent, towers, index = opened.artifact, opened.towers, opened.index
     if not isinstance(index, Index):
         raise BundleError(f"bundle {bundle.name} has its vectors in another service; export it again")

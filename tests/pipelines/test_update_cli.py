@@ -1,9 +1,12 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from typer.testing import CliRunner
 
 from features.artifact import publish
@@ -16,6 +19,7 @@ from pipelines.workspace import Workspace
 from serving.build import IndexConfig
 from serving.bundle import load
 from serving.export import export
+from serving.signing import SignConfig, sign
 from serving.store import Store
 from towers.two_tower import build_two_tower
 
@@ -170,3 +174,49 @@ def load_first(store: Store) -> str:
     """The first document that the champion has."""
     path = store.bundle_path(store.champion().bundle_id)
     return str(pd.read_parquet(path / "documents.parquet")["doc_id"][0])
+
+
+def test_nothing_is_signed_that_comes_from_a_bundle_of_somebody_else(
+    store: Store, make_key: Callable[[str], tuple[Path, Path]]
+):
+    mine, my_public = make_key("mine")
+    theirs, their_public = make_key("theirs")
+    parent, gone = store.champion().bundle_id, load_first(store)
+    asked = ("update", store.root, "--delete", gone, "--sign", mine)
+    before = store.bundle_ids()
+    code, said, _ = run(*asked)
+    assert code == 4, said
+    assert f"bundle {parent} is refused: it is not signed" in said
+    sign(store.bundle_path(parent), SignConfig(key=theirs))
+    code, said, _ = run(*asked)
+    assert code == 4, said
+    assert "none of the 1 trusted keys signed its manifest.json" in said
+    assert store.bundle_ids() == before
+    code, said, told = run(*asked, "--trusted-key", their_public)
+    assert code == 0, said
+    assert Store(store.root, (my_public,)).bundle(told["bundle"])
+    code, said, told = run(
+        "update", store.root, "--bundle", told["bundle"], "--delete", last_of(store), "--sign", mine
+    )
+    assert code == 0, said
+    assert Store(store.root, (my_public,)).bundle(told["bundle"])
+
+
+def last_of(store: Store) -> str:
+    """The last document that the champion has."""
+    path = store.bundle_path(store.champion().bundle_id)
+    return str(pd.read_parquet(path / "documents.parquet")["doc_id"].iloc[-1])
+
+
+@pytest.fixture
+def make_key(tmp_path: Path) -> Callable[[str], tuple[Path, Path]]:
+    def make(name: str) -> tuple[Path, Path]:
+        private = Ed25519PrivateKey.generate()
+        secret, public = tmp_path / f"{name}.pem", tmp_path / f"{name}.pub"
+        secret.touch(mode=0o600)
+        secret.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        shown = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        public.write_bytes(shown)
+        return secret, public
+
+    return make
