@@ -12,7 +12,6 @@ Shapes: B queries, N documents, D embedding, k neighbours.
 """
 
 import contextlib
-import hashlib
 import json
 import weakref
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ from serving.milvus_collection import (
     refusing,
     row_count,
 )
-from serving.milvus_fields import LISTED_ROWS, batches, expression
+from serving.milvus_fields import LISTED_ROWS, batches, create_collection, expression, fingerprint
 from serving.vectors import Vectors, check_vectors
 
 MAX_K = 16_384
@@ -108,7 +107,7 @@ class MilvusIndex:
         checked_ND = check_vectors(document_ND, document_ND.shape[1])
         stored = Collection(
             uri=config.uri,
-            collection=f"twotower_{_fingerprint(checked_ND, documents, config)}",
+            collection=f"twotower_{fingerprint(checked_ND, documents, config.index_type, config.build)}",
             rows=len(documents),
             dimension=checked_ND.shape[1],
             moments=[str(name) for name in documents.select_dtypes(["datetimetz", "datetime"])],
@@ -126,7 +125,7 @@ class MilvusIndex:
                     return made
                 claimed = _drop_unfinished(client, stored.collection)
             try:
-                _create(client, stored, config)
+                create_collection(client, stored, config.build)
                 for alias in claimed:
                     client.create_alias(stored.collection, alias)
                 for batch in batches(checked_ND, documents):
@@ -281,16 +280,6 @@ class MilvusIndex:
             ) from error
 
 
-def _fingerprint(document_ND: Vectors, documents: pd.DataFrame, config: MilvusConfig) -> str:
-    """Return a digest of everything that a collection holds."""
-    digest = hashlib.sha256(np.ascontiguousarray(document_ND).tobytes())
-    for batch in batches(document_ND, documents):
-        texts = [[row["doc_id"], row["fields"]] for row in batch]
-        digest.update(json.dumps(texts, ensure_ascii=False).encode())
-    digest.update(f"{config.index_type} {sorted(config.build.items())}".encode())
-    return digest.hexdigest()[:32]
-
-
 def _drop_unfinished(client: Any, collection: str) -> list[str]:
     """Delete a collection that lacks rows, and return the claims on it."""
     claimed = claims(client, collection)
@@ -298,19 +287,6 @@ def _drop_unfinished(client: Any, collection: str) -> list[str]:
         client.drop_alias(alias)
     client.drop_collection(collection)
     return claimed
-
-
-def _create(client: Any, stored: Collection, config: MilvusConfig) -> None:
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    schema.add_field("row", DataType.INT64, is_primary=True)
-    schema.add_field("doc_id", DataType.VARCHAR, max_length=65_535)
-    schema.add_field("fields", DataType.JSON)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=stored.dimension)
-    index = client.prepare_index_params()
-    index.add_index("vector", index_type=config.index_type, metric_type="IP", params=dict(config.build))
-    client.create_collection(stored.collection, schema=schema, index_params=index, consistency_level="Strong")
 
 
 def _neighbours(hits: list[dict[str, Any]], size: int, selection: Selection | None) -> Neighbours:

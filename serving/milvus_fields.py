@@ -1,8 +1,9 @@
-"""How Milvus stores the catalogue's fields beside each vector, and how a selection is said in its language.
+"""What a collection of Milvus holds: each vector with its document's fields; and selections in its language.
 
 Shapes: N documents, D embedding.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from serving import milvus_collection
 from serving.filters import Selection
 from serving.vectors import Vectors
 
@@ -21,6 +23,32 @@ LISTED_ROWS = 5_000
 _TEXTS = ("title", "text")  # stay in the catalogue; what filters them is told by rows
 _BATCH_BYTES = 8_000_000
 _OPERATORS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+
+
+def create_collection(client: Any, stored: milvus_collection.Collection, build: Mapping[str, int]) -> None:
+    """Create a collection without rows, and its index with the parameters `build`."""
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("row", DataType.INT64, is_primary=True)
+    schema.add_field("doc_id", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("fields", DataType.JSON)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=stored.dimension)
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type=stored.index_type, metric_type="IP", params=dict(build))
+    client.create_collection(stored.collection, schema=schema, index_params=index, consistency_level="Strong")
+
+
+def fingerprint(
+    document_ND: Vectors, documents: pd.DataFrame, index_type: str, build: Mapping[str, int]
+) -> str:
+    """Return a digest of everything that a collection holds, its index included."""
+    digest = hashlib.sha256(np.ascontiguousarray(document_ND).tobytes())
+    for batch in batches(document_ND, documents):
+        texts = [[row["doc_id"], row["fields"]] for row in batch]
+        digest.update(json.dumps(texts, ensure_ascii=False).encode())
+    digest.update(f"{index_type} {sorted(build.items())}".encode())
+    return digest.hexdigest()[:32]
 
 
 def batches(document_ND: Vectors, documents: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:
