@@ -244,6 +244,20 @@ def figures(port: int) -> dict[tuple[str, str | None], float]:
     return sums
 
 
+def ask_over_kept_connections(port: int, count: int) -> None:
+    """Search once over each of so many connections, which are all open at the same time."""
+    body = b'{"text": "red shoes"}'
+    head = b"POST /v1/search HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    request = b"%bx-query-log: off\r\ncontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+    callers = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(count)]
+    for caller in callers:
+        caller.sendall(request)
+    for caller in callers:
+        assert caller.recv(20).startswith(b"HTTP/1.1 200")
+    for caller in callers:
+        caller.close()
+
+
 def test_two_processes_are_one_server_to_callers_and_to_prometheus(tmp_path, make):
     store = tmp_path / "store"
     Store(store).set_champion(make.shop(store).path.name, "first")
@@ -259,6 +273,11 @@ def test_two_processes_are_one_server_to_callers_and_to_prometheus(tmp_path, mak
         found = figures(both.port)
         assert sum(found[("twotower_batch_size_sum", place)] for place in "12") == queries
         assert [found[("twotower_ready", place)] for place in "12"] == [1, 1]
+        ask_over_kept_connections(both.port, 24)
+        later = figures(both.port)
+        shares = [later[("twotower_batch_size_sum", p)] - found[("twotower_batch_size_sum", p)] for p in "12"]
+        assert sum(shares) == 24
+        assert min(shares) >= 9  # of connections that all came at once
         families = re.findall(r"^# TYPE (\S+)", exposition(both.port), re.M)
         assert len(families) == len(set(families))
         documented = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
