@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from features.directories import replace_directory, sync_directory, sync_tree
 from features.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -52,7 +53,7 @@ def write_json(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     staging.replace(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 class Artifact:
@@ -266,8 +267,8 @@ def publish(path: Path, kind: str, content: dict[str, Any], measured: Collection
         }
         manifest["digest"] = _digest(manifest)
         write_json(staging / MANIFEST, manifest)
-        _sync_tree(staging)
-        _replace_directory(staging, path)
+        sync_tree(staging)
+        replace_directory(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -285,32 +286,3 @@ def _digest_or_none(manifest: Mapping[str, Any]) -> str | None:
         return _digest(manifest)
     except (UnicodeEncodeError, RecursionError):
         return None
-
-
-def _replace_directory(staging: Path, path: Path) -> None:
-    if path.exists():
-        retired = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        path.rename(retired)
-        staging.rename(path)
-        shutil.rmtree(retired, ignore_errors=True)
-    else:
-        staging.rename(path)
-    _sync_directory(path.parent)
-
-
-def _sync_tree(directory: Path) -> None:
-    for entry in directory.rglob("*"):
-        if entry.is_dir():
-            _sync_directory(entry)
-        else:
-            with entry.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

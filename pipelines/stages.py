@@ -21,7 +21,7 @@ from pipelines.stage import Outcome, Stage
 from pipelines.tracking import StageRun, Tracking
 from pipelines.workspace import StageResult, Workspace
 from serving.curve import JSON_NAME, PLOT_NAME
-from serving.signing import sign
+from serving.signing import read_private_key
 from serving.store import Store
 
 _NOUNS = {  # of what examples count; `1 train` has no plural
@@ -160,21 +160,36 @@ class Export(Stage):
         super().__init__(config, config.index, digests)
 
     def find(self) -> Outcome | None:
-        """Return the bundle that an earlier export of the same key recorded, if it is there still."""
+        """Return the bundle that an earlier export of the same key recorded, if it is there still.
+
+        Where bundles are to be signed, one that is not was made by somebody else or is older than the key: it
+        is exported again, since a signature vouches for what this run made itself.
+        """
         record = self.workspace.read_record("exports", self.key)
         if record is None:
             return None
+        sign = self.config.sign
+        trusted = () if sign is None else (read_private_key(sign.key).public_key(),)
         try:
-            return self._signed(Store(self.config.store).bundle(str(record["bundle"])))
+            artifact = Store(self.config.store, trusted).bundle(str(record["bundle"]))
         except ArtifactError:
             return None
+        made_from = {name: artifact.content[name]["digest"] for name in ("examples", "checkpoint")}
+        return self.outcome(artifact) if made_from.items() <= self.inputs.items() else None
 
     def run(self, recorder: Any) -> Outcome:
         """Encode the corpus, build the index, publish the bundle."""
         from serving.export import export
 
         examples, checkpoint, evaluation = self._paths
-        artifact = export(examples, checkpoint, evaluation, self.workspace.bundles, self.config.index)
+        artifact = export(
+            examples,
+            checkpoint,
+            evaluation,
+            self.workspace.bundles,
+            self.config.index,
+            sign=self.config.sign,
+        )
         record = {
             "bundle": artifact.path.name,
             "examples": str(examples),
@@ -182,12 +197,6 @@ class Export(Stage):
             "evaluation": str(evaluation),
         }
         self.workspace.write_record("exports", self.key, record)
-        return self._signed(artifact)
-
-    def _signed(self, artifact: Artifact) -> Outcome:
-        """Sign the bundle with the configured key, where there is one and it did not yet."""
-        if self.config.sign is not None:
-            sign(artifact.path, self.config.sign)
         return self.outcome(artifact)
 
     def summary(self, artifact: Artifact) -> str:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from features.artifact import Artifact
 from features.errors import ArtifactError, ConfigError, SchemaError
 from pipelines.options import Debug, Json, StorePath
-from pipelines.output import OUTPUT, counted, reported
+from pipelines.output import OUTPUT, RefusedError, counted, reported
 from pipelines.stored import open_store, published
 from pipelines.workspace import Workspace
-from serving.signing import SignConfig, TrustedKey, read_private_key, sign
-from serving.store import Store
+from serving.signing import SignConfig, TrustedKey, is_signed, read_private_key
+from serving.store import Store, rolled_back
 
 if TYPE_CHECKING:  # it imports torch and faiss
     from serving.provenance import HeldOut
@@ -77,24 +78,33 @@ def update(
     if len(documents or []) > 1:
         raise ConfigError("--documents was given more than once; put all documents into one file")
     trusted: tuple[TrustedKey, ...] = tuple(trusted_key or ())
-    if sign_key is not None:
-        key = read_private_key(sign_key)
-        trusted = trusted or (key.public_key(),)
+    sign = None if sign_key is None else SignConfig(key=sign_key)
+    if sign is not None:
+        trusted = trusted or (read_private_key(sign.key).public_key(),)
     with Workspace(store).lock():
         file = next(iter(documents or []), None)
-        told = _update(Store(store, trusted), bundle, file, _ids(delete or []), rebuild_share)
-        if sign_key is not None:
-            sign(Store(store).bundle_path(told["bundle"]), SignConfig(key=sign_key))
-        told["promoted"] = promote
-        if promote:
+        told = _update(Store(store, trusted), bundle, file, _ids(delete or []), rebuild_share, sign)
+        again = promote and told["bundle"] in rolled_back(Store(store).history())
+        told["promoted"] = promote and not again
+        if told["promoted"]:
             changed = ", ".join(f"{told[name]} {name}" for name in ("added", "updated", "deleted"))
             Store(store).set_champion(told["bundle"], f"update of {told['parent']}: {changed}")
     _say(store, told)
     OUTPUT.finish(told)
+    if again:
+        raise RefusedError(
+            f"bundle {told['bundle']} was the champion and was rolled back, so it is not promoted again; "
+            f"`twotower rollback {store} --to {told['bundle']}` takes it all the same"
+        )
 
 
 def _update(
-    store: Store, bundle: str, documents: Path | None, deleted: list[str], rebuild_share: float
+    store: Store,
+    bundle: str,
+    documents: Path | None,
+    deleted: list[str],
+    rebuild_share: float,
+    sign: SignConfig | None,
 ) -> dict[str, Any]:
     """Publish the new bundle, note from which artifacts it comes, and return the facts about it."""
     from pipelines.comparison import champion_id
@@ -119,27 +129,31 @@ def _update(
         workspace.bundles,
         Changes(rows, deleted),
         UpdateConfig(rebuild_share=rebuild_share),
-        _held_out(record),
+        _held_out(record, parent),
         trusted_keys=store.trusted_keys,
+        sign=sign,
     )
     if record is not None:  # the towers are the same, and so is their evaluation
         workspace.write_record("exports", artifact.path.name, {**record, "bundle": artifact.path.name})
     facts = dict(artifact.content["update"])
     recall = artifact.content["index"]["ann_recall"]
     documents_left = artifact.content["documents"]
-    return {"store": str(store.root), "bundle": artifact.path.name, "documents": documents_left, **facts} | {
-        "ann_recall": recall
-    }
+    told = {"store": str(store.root), "bundle": artifact.path.name, "documents": documents_left, **facts}
+    signatures = {"parent_signed": is_signed(parent.path), "signed": is_signed(artifact.path)}
+    return told | signatures | {"ann_recall": recall}
 
 
-def _held_out(record: dict[str, Any] | None) -> "HeldOut | None":
-    """Return the held-out queries of the bundle's examples, where the store has them still."""
+def _held_out(record: dict[str, Any] | None, bundle: Artifact) -> "HeldOut | None":
+    """Return the held-out queries of the very examples that a bundle was made from, if they are there."""
     from serving.provenance import HeldOut
 
     if record is None:
         return None
     try:
-        return HeldOut.read(Path(record["examples"]))
+        examples = Artifact.read(Path(record["examples"]), "examples", verify=True)
+        if examples.digest != bundle.content["examples"]["digest"]:
+            return None
+        return HeldOut.read(examples.path)
     except (ArtifactError, OSError):
         return None
 
@@ -188,3 +202,8 @@ def _say(store: Path, told: dict[str, Any]) -> None:
     )
     served = "serves it now" if told["promoted"] else "does not serve it; --promote would"
     say(f"{store} {served}", highlight=False)
+    if told["parent_signed"] and not told["signed"]:
+        sys.stderr.write(
+            f"warning: {told['parent']} is signed and {told['bundle']} is not; servers with trusted_keys "
+            "refuse it, and `update --sign PEM` again signs it\n"
+        )

@@ -3,18 +3,21 @@
 The bundle is opened once, canaries included, before one rename makes it visible.
 """
 
+import os
 import shutil
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from features.artifact import Artifact, publish, write_json
+from features.directories import exchange, remove
 from features.errors import ArtifactError, BundleError
 from features.text import NORMALISER, TEXT_TEMPLATE
-from serving import canary
+from serving import canary, signing
 from serving.build import IndexConfig
 from serving.bundle import CURVE_FILES, ID_LENGTH, KIND, TOWERS, load_towers, open_bundle
 from serving.choose import Choice, choose, store_in_milvus
@@ -24,7 +27,8 @@ from serving.graph_choice import Judged, choose_form
 from serving.milvus import MilvusIndex
 from serving.onnx import FILE as GRAPH_FILE
 from serving.provenance import Sources, describe_versions
-from serving.pruning import abandoned_in, remove
+from serving.pruning import abandoned_in
+from serving.signing import SignConfig
 from serving.tune import ann_recall
 from serving.vectors import Vectors
 from towers.two_tower import TwoTower
@@ -37,6 +41,7 @@ def export(
     bundles: Path,
     index: IndexConfig,
     *,
+    sign: SignConfig | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Encode the catalogue, build and tune the index, and publish both with the towers as one bundle.
@@ -50,6 +55,7 @@ def export(
         evaluation: `evaluation` artifact of this checkpoint, copied into the manifest; None leaves it empty.
         bundles: Folder that receives `<bundle id>/`.
         index: What to build.
+        sign: With which key the bundle is signed; None leaves it unsigned.
         progress: Called as documents are encoded.
 
     Raises:
@@ -106,7 +112,7 @@ def export(
         for source in (sources.examples, sources.checkpoint):  # what was copied is what was verified
             source.check_unchanged()
 
-    return publish_bundle(bundles, content, write)
+    return publish_bundle(bundles, content, write, sign)
 
 
 def _described(
@@ -132,29 +138,56 @@ def _described(
     }
 
 
-def publish_bundle(bundles: Path, content: dict[str, Any], write: Callable[[Path], None]) -> Artifact:
-    """Write under a hidden name, open it once, and rename it to its id; sweep what killed exports left."""
+def publish_bundle(
+    bundles: Path, content: dict[str, Any], write: Callable[[Path], None], sign: SignConfig | None = None
+) -> Artifact:
+    """Write under a hidden name, open it once, sign it, and rename it to its id.
+
+    An equal bundle that is there already stays, unless this one is signed and that one is not: somebody else
+    may have made it, with other timings. What killed exports left is swept.
+
+    Args:
+        bundles: Folder that receives `<bundle id>/`.
+        content: What the manifest is to say.
+        write: Fills a directory with the bundle's files.
+        sign: With which key; None leaves it unsigned.
+
+    Raises:
+        BundleError: If it cannot be opened, or another one took its place.
+        ConfigError: If the key cannot be used.
+    """
     for leftover in abandoned_in(bundles):
         if not (leftover / "index" / MilvusIndex.file).exists():  # `prune` ends its collection, too
             remove(leftover)
     hidden = bundles / f".export-{uuid.uuid4().hex}"
+    approve = None
     try:
         with publish(hidden, KIND, content, CURVE_FILES) as staging:
             write(staging)
-        artifact = open_bundle(hidden, "cpu").artifact
-        final = bundles / artifact.digest[:ID_LENGTH]
-        if final.exists() and not _is_whole(final):
+        made = open_bundle(hidden, "cpu").artifact
+        final = bundles / made.digest[:ID_LENGTH]
+        if sign is not None:
+            signing.sign(made, sign)
+            own_key = signing.read_private_key(sign.key).public_key()
+            approve = partial(signing.check, final, [own_key])
+        if os.path.lexists(final) and not _is_made(final, made.digest):
             final.rename(bundles / f".damaged-{final.name}-{uuid.uuid4().hex}")
-        if not final.exists():
+        if not os.path.lexists(final):
             hidden.rename(final)
-        return Artifact.read(final, KIND)
+        elif not _is_made(final, made.digest, approve):
+            exchange(hidden, final)
+        published = Artifact.read(final, KIND, approve=approve)
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        remove(hidden)
+    if published.digest != made.digest:
+        raise BundleError(f"{final} was replaced while it was published; keep others from writing there")
+    return published
 
 
-def _is_whole(path: Path) -> bool:
+def _is_made(path: Path, digest: str, approve: Callable[[bytes], None] | None = None) -> bool:
+    """Return whether a path is a whole bundle of this digest, approved of, and no link to one."""
     try:
-        Artifact.read(path, KIND, verify=True)
+        found = Artifact.read(path, KIND, verify=True, approve=approve)
     except ArtifactError:
         return False
-    return True
+    return found.digest == digest and not path.is_symlink()

@@ -9,7 +9,6 @@ in Milvus go too, unless a bundle that stays names the same collection or anothe
 
 import logging
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
+from features.directories import remove
 from features.errors import BundleError, TwotowerError
 from serving.milvus_claims import release
 from serving.milvus_collection import FILE, Collection
@@ -98,14 +98,6 @@ def abandoned_in(folder: Path) -> list[Path]:
         return []
     hidden = [path for path in sorted(folder.iterdir()) if _HIDDEN.fullmatch(path.name)]
     return [path for path in hidden if time.time() - _last_change(path) > ABANDONED_SECONDS]
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder that may be going away by itself."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _collections(going: Iterable[Path], staying: Iterable[Path]) -> list[Collection]:

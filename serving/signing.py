@@ -11,6 +11,7 @@ and `openssl pkeyutl -verify -pubin -inkey sign.pub -rawin -in manifest.json -si
 without this package. Source: RFC 8032.
 """
 
+import hashlib
 import os
 import stat
 import uuid
@@ -39,25 +40,26 @@ class SignConfig(Config):
     key: Path = Field(description="Ed25519 private key, a PEM file that only its owner can read.")
 
 
-def sign(bundle: Path, config: SignConfig) -> None:
-    """Sign a published bundle; one that this key signed already stays as it is.
+def sign(bundle: Artifact, config: SignConfig) -> None:
+    """Sign a bundle; one that this key signed already stays as it is.
 
-    A manifest of another id than its directory's is not signed: it took the place of the one that was made.
+    Args:
+        bundle: As it was read. What another one put in its place since then is not signed.
+        config: With which key.
 
     Raises:
         ConfigError: If the key cannot be used, or cryptography is not installed.
-        ArtifactError: If it is no bundle, or another one than its name says.
+        BundleError: If its manifest is another one now.
     """
     key = read_private_key(config.key)
-    manifest: list[bytes] = []
-    artifact = Artifact.read(bundle, "bundle", approve=manifest.append)
-    if not artifact.digest.startswith(bundle.resolve().name):
-        raise BundleError(f"{bundle} holds another bundle than its name says; it is not signed")
-    signature = key.sign(manifest[0])  # Ed25519 is deterministic
-    final = bundle / SIGNATURE
+    manifest = (bundle.path / MANIFEST).read_bytes()
+    if hashlib.sha256(manifest).hexdigest() != bundle.fingerprint:
+        raise BundleError(f"{bundle.path} holds another bundle than the one that was read; it is not signed")
+    signature = key.sign(manifest)  # Ed25519 is deterministic
+    final = bundle.path / SIGNATURE
     if final.is_file() and final.read_bytes() == signature:
         return
-    staging = bundle.parent / f".signature-{uuid.uuid4().hex}"
+    staging = bundle.path.parent / f".signature-{uuid.uuid4().hex}"
     with staging.open("wb") as file:
         file.write(signature)
         file.flush()
@@ -97,6 +99,11 @@ def check(bundle: Path, trusted_keys: Sequence[TrustedKey], manifest: bytes) -> 
     raise BundleError(
         f"bundle {bundle.name} is refused: none of the {len(keys)} trusted keys signed its {MANIFEST}"
     )
+
+
+def is_signed(bundle: Path) -> bool:
+    """Return whether a bundle has a signature, whosever and right or wrong."""
+    return (bundle / SIGNATURE).is_file()
 
 
 def read_private_key(path: Path) -> "Ed25519PrivateKey":

@@ -91,11 +91,14 @@ class Store:
             )
         try:
             approve = partial(signing.check, path, self.trusted_keys)
-            return Artifact.read(path, "bundle", verify=verify, approve=approve)
+            artifact = Artifact.read(path, "bundle", verify=verify, approve=approve)
         except BundleError:
             raise
         except ArtifactError as error:
             raise BundleError(f"bundle {bundle_id}: {error}") from None
+        if not artifact.digest.startswith(bundle_id):
+            raise BundleError(f"{path} holds bundle {artifact.digest[:16]}; its directory must carry its id")
+        return artifact
 
     def bundle_ids(self) -> list[str]:
         """Return the ids of all published bundles, oldest first; damaged ones are among them."""

@@ -33,7 +33,7 @@ from serving.encode import Progress, encode_documents, encode_queries
 from serving.export import publish_bundle
 from serving.index import Index
 from serving.provenance import HeldOut, describe_versions
-from serving.signing import TrustedKey
+from serving.signing import SignConfig, TrustedKey
 from serving.subsets import Rows
 from serving.tune import ann_recall
 from serving.vectors import Vectors, check_similarity
@@ -89,6 +89,7 @@ def update(
     held_out: HeldOut | None = None,
     *,
     trusted_keys: tuple[TrustedKey, ...] = (),
+    sign: SignConfig | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Publish a bundle with the changes, as `export` does: opened once, then made visible by one rename.
@@ -101,6 +102,7 @@ def update(
         held_out: Queries to tune and to measure ANN recall on; None: the parent's canaries and titles.
         trusted_keys: As `serving.bundle.load` has them, for the parent: whoever signs the new bundle vouches
             for what it takes from there.
+        sign: With which key the new bundle is signed; None leaves it unsigned.
         progress: Called as documents are encoded.
 
     Raises:
@@ -145,7 +147,7 @@ def update(
         pq.write_table(plan.documents, directory / "documents.parquet", compression="zstd")
         parent.check_unchanged()  # what was read and copied is what was verified
 
-    return publish_bundle(bundles, content, write)
+    return publish_bundle(bundles, content, write, sign)
 
 
 def row_ids(index: Index, doc_ids: Sequence[str]) -> list[str | None]:

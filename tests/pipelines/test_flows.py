@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
@@ -96,6 +98,34 @@ def test_a_second_identical_run_does_no_stage_again_and_prefect_says_cached(agai
     run, states = task_states()
     assert states == dict.fromkeys(STAGES, "Cached")
     assert run.state_name == "Completed"
+
+
+def test_a_run_signs_what_it_exported_itself_and_nothing_else(again, tmp_path):
+    key, public = make_keys(tmp_path)
+    overrides = [*again[1], f"sign.key={key}"]
+    store = Store(tmp_path / "store", (public,))
+    unsigned = Store(store.root).champion().bundle_id
+    first = twotower_run(again[0], overrides)
+    assert [name for name, was in cached(first).items() if not was] == ["export"]
+    assert store.bundle(unsigned)  # the same bundle, signed now
+    assert twotower_run(again[0], overrides)["all_cached"]
+    forged = store.bundle_path("f" * 16)
+    shutil.copytree(store.bundle_path(unsigned), forged)
+    (forged / "manifest.sig").unlink()
+    for record in (store.root / "exports").glob("*.json"):
+        record.write_text(record.read_text().replace(unsigned, forged.name))
+    assert cached(twotower_run(again[0], overrides))["export"] is False
+    assert not (forged / "manifest.sig").exists()
+    assert store.champion().bundle_id == unsigned
+
+
+def make_keys(folder):
+    private = Ed25519PrivateKey.generate()
+    secret, public = folder / "sign.pem", folder / "sign.pub"
+    secret.touch(mode=0o600)
+    secret.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return secret, public
 
 
 def test_a_new_evaluation_setting_does_not_train_again(again):

@@ -187,7 +187,7 @@ def test_nothing_is_signed_that_comes_from_a_bundle_of_somebody_else(
     code, said, _ = run(*asked)
     assert code == 4, said
     assert f"bundle {parent} is refused: it is not signed" in said
-    sign(store.bundle_path(parent), SignConfig(key=theirs))
+    sign(store.bundle(parent), SignConfig(key=theirs))
     code, said, _ = run(*asked)
     assert code == 4, said
     assert "none of the 1 trusted keys signed its manifest.json" in said
@@ -195,11 +195,30 @@ def test_nothing_is_signed_that_comes_from_a_bundle_of_somebody_else(
     code, said, told = run(*asked, "--trusted-key", their_public)
     assert code == 0, said
     assert Store(store.root, (my_public,)).bundle(told["bundle"])
+    code, said, unsigned = run("update", store.root, "--bundle", told["bundle"], "--delete", last_of(store))
+    assert code == 0, said
+    assert f"warning: {told['bundle']} is signed and {unsigned['bundle']} is not; servers with" in said
     code, said, told = run(
         "update", store.root, "--bundle", told["bundle"], "--delete", last_of(store), "--sign", mine
     )
     assert code == 0, said
     assert Store(store.root, (my_public,)).bundle(told["bundle"])
+
+
+def test_an_update_that_is_made_again_does_not_undo_a_rollback(store: Store):
+    first = store.champion().bundle_id
+    asked = ("update", store.root, "--bundle", first, "--delete", load_first(store), "--promote")
+    code, said, told = run(*asked)
+    assert (code, told["promoted"]) == (0, True), said
+    assert run("rollback", store.root)[2]["bundle"] == first
+    code, said, told = run(*asked)
+    assert (code, told["promoted"]) == (5, False)
+    assert f"`twotower rollback {store.root} --to {told['bundle']}` takes it all the same" in said
+    assert store.champion().bundle_id == first
+    code, said, _ = run("rollback", store.root, "--to", told["bundle"])
+    assert code == 0, said
+    assert store.champion().bundle_id == told["bundle"]
+    store.set_champion(first, "as before")
 
 
 def last_of(store: Store) -> str:

@@ -30,7 +30,7 @@ from serving.build import IndexConfig
 from serving.bundle import load
 from serving.export import export
 from serving.retriever import Retriever
-from serving.signing import SignConfig, sign
+from serving.signing import SignConfig
 from serving.store import Store
 from towers.encoders.inputs import FeatureTowerConfig
 from towers.two_tower import TowersConfig
@@ -137,8 +137,7 @@ def bundles(make, shop: Path, keys: tuple[SignConfig, Path], tmp_path_factory) -
                 if factory == "auto"
                 else IndexConfig(k=5, factory=factory)
             )
-            made[factory] = export(shop / "examples", checkpoint, None, root, config).path
-            sign(made[factory], keys[0])
+            made[factory] = export(shop / "examples", checkpoint, None, root, config, sign=keys[0]).path
         return made[factory]
 
     return export_with

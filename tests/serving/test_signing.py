@@ -2,8 +2,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -20,7 +21,9 @@ from cryptography.hazmat.primitives.serialization import (
 from features.artifact import MANIFEST, SIGNATURE, Artifact
 from features.errors import BundleError, ConfigError
 from serving import signing
+from serving.build import IndexConfig
 from serving.bundle import Bundle, load
+from serving.export import export
 from serving.follow import Follower
 from serving.signing import SignConfig, sign
 from serving.store import Store
@@ -47,7 +50,7 @@ def test_a_signed_bundle_is_the_same_bundle_and_its_key_opens_it(copied: Path, t
     mine, public = keys(tmp_path / "keys", "mine")
     _, other = keys(tmp_path / "keys", "other")
     digest = Artifact.read(copied).digest
-    sign(copied, mine)
+    sign(Artifact.read(copied), mine)
     assert Artifact.read(copied, verify=True).digest == digest
     assert len((copied / SIGNATURE).read_bytes()) == 64
     assert load(copied, trusted_keys=(other, public)).bundle_id == copied.name
@@ -61,10 +64,10 @@ def test_an_unsigned_bundle_one_of_another_key_and_a_damaged_signature_are_refus
     theirs, _ = keys(tmp_path / "keys", "theirs")
     with pytest.raises(BundleError, match="not signed"):
         load(copied, trusted_keys=(public,))
-    sign(copied, theirs)
+    sign(Artifact.read(copied), theirs)
     with pytest.raises(BundleError, match="none of the 1 trusted keys"):
         load(copied, trusted_keys=(public,))
-    sign(copied, mine)
+    sign(Artifact.read(copied), mine)
     sound = (copied / SIGNATURE).read_bytes()
     for damaged in (b"", sound[:63], sound + b"\0", bytes([sound[0] ^ 1]) + sound[1:]):
         (copied / SIGNATURE).write_bytes(damaged)
@@ -76,7 +79,7 @@ def test_an_unsigned_bundle_one_of_another_key_and_a_damaged_signature_are_refus
 
 def test_a_manifest_that_was_changed_with_its_digest_after_signing_is_refused(copied: Path, tmp_path: Path):
     mine, public = keys(tmp_path / "keys", "mine")
-    sign(copied, mine)
+    sign(Artifact.read(copied), mine)
     text = (copied / "manifest.json").read_text()
     (copied / "manifest.json").write_text(text + "\n")  # not even a blank may be added
     assert Artifact.read(copied, verify=True)
@@ -88,7 +91,7 @@ def test_what_was_signed_is_what_is_read(bundle: Bundle, tmp_path: Path, monkeyp
     mine, public = keys(tmp_path / "keys", "mine")
     store = Store(tmp_path, (public,))
     copied = Path(shutil.copytree(bundle.artifact.path, store.bundles / bundle.bundle_id))
-    sign(copied, mine)
+    sign(Artifact.read(copied), mine)
     sound, check = (copied / MANIFEST).read_bytes(), signing.check
 
     def swapped_after(path: Path, trusted_keys: Sequence[Path], manifest: bytes) -> None:
@@ -109,16 +112,75 @@ def test_what_was_signed_is_what_is_read(bundle: Bundle, tmp_path: Path, monkeyp
 
 def test_another_bundle_in_the_place_of_one_is_not_signed(copied: Path, tmp_path: Path):
     mine, _ = keys(tmp_path / "keys", "mine")
-    with pytest.raises(BundleError, match="another bundle than its name says"):
-        sign(copied.rename(tmp_path / ("0" * 16)), mine)
-    assert not (tmp_path / ("0" * 16) / SIGNATURE).exists()
+    read = Artifact.read(copied)
+    forge(copied)
+    with pytest.raises(BundleError, match="another bundle than the one that was read"):
+        sign(read, mine)
+    assert not (copied / SIGNATURE).exists()
+
+
+@pytest.fixture
+def exported(bundle: Bundle, tmp_path: Path) -> Callable[[SignConfig | None], Path]:
+    """Exports the small shop once more into `tmp_path`; the id is always the same."""
+    shop = bundle.artifact.path.parent.parent
+
+    def export_it(key: SignConfig | None) -> Path:
+        checkpoint = shop / "checkpoints" / "0"
+        config = IndexConfig(k=5)
+        return export(shop / "examples", checkpoint, None, tmp_path / "bundles", config, sign=key).path
+
+    return export_it
+
+
+def forge(path: Path) -> None:
+    """Change what no digest covers of a bundle's manifest."""
+    forged = json.loads((path / MANIFEST).read_text())
+    forged["content"]["measured"] = {"forged": True}
+    (path / MANIFEST).write_text(json.dumps(forged))
+
+
+def test_what_somebody_put_where_a_signed_bundle_is_to_be_is_not_signed(
+    exported: Callable[[SignConfig | None], Path], bundle: Bundle, make: SimpleNamespace, tmp_path: Path
+):
+    mine, public = keys(tmp_path / "keys", "mine")
+    path = exported(None)
+    forge(path)
+    assert Artifact.read(exported(None)).content["measured"] == {"forged": True}  # an equal one stays
+    assert exported(mine) == path
+    assert "measured" not in load(path, trusted_keys=(public,)).artifact.content
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    signed = path.stat()
+    assert exported(mine).stat() == signed  # once it is signed it stays, too
+    path.rename(tmp_path / path.name)
+    path.symlink_to(tmp_path / path.name)  # whole and signed, but who knows for how long
+    assert exported(mine) == path
+    assert not path.is_symlink()
+    assert load(path, trusted_keys=(public,)).bundle_id == path.name
+    aside = [entry for entry in path.parent.iterdir() if entry != path]
+    assert [entry.name.split("-")[0] for entry in aside] == [".damaged"]
+    older = make.shop(tmp_path / "older", seed=7)
+    sign(older, mine)
+    shutil.rmtree(path)
+    shutil.copytree(older.path, path)
+    assert exported(mine) == path
+    assert load(path, trusted_keys=(public,)).bundle_id == path.name
+
+
+def test_a_bundle_under_the_id_of_another_is_not_read(bundle: Bundle, make: SimpleNamespace, tmp_path: Path):
+    mine, public = keys(tmp_path / "keys", "mine")
+    older = make.shop(tmp_path, seed=1).path
+    sign(Artifact.read(older), mine)
+    older.rename(older.with_name(bundle.bundle_id))
+    for store in (Store(tmp_path), Store(tmp_path, (public,))):
+        with pytest.raises(BundleError, match=f"holds bundle {older.name}; its directory must carry its id"):
+            store.bundle(bundle.bundle_id)
 
 
 def test_a_store_with_trusted_keys_does_not_go_back_to_a_bundle_that_no_such_key_signed(tmp_path: Path, make):
     mine, public = keys(tmp_path / "keys", "mine")
     first, unsigned, last = (make.shop(tmp_path, seed=seed).path for seed in range(3))
     for path in (first, last):
-        sign(path, mine)
+        sign(Artifact.read(path), mine)
     for path in (first, unsigned, last):
         Store(tmp_path).set_champion(path.name, "promoted")
     champion, passed_over = Store(tmp_path, (public,)).roll_back()
@@ -129,18 +191,18 @@ def test_a_store_with_trusted_keys_does_not_go_back_to_a_bundle_that_no_such_key
 def test_signing_again_changes_nothing_and_another_key_replaces_the_signature(copied: Path, tmp_path: Path):
     mine, _ = keys(tmp_path / "keys", "mine")
     theirs, _ = keys(tmp_path / "keys", "theirs")
-    sign(copied, mine)
+    sign(Artifact.read(copied), mine)
     before = (copied / SIGNATURE).stat()
-    sign(copied, mine)
+    sign(Artifact.read(copied), mine)
     assert (copied / SIGNATURE).stat() == before
-    sign(copied, theirs)
+    sign(Artifact.read(copied), theirs)
     assert (copied / SIGNATURE).stat().st_ino != before.st_ino
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
 def test_a_link_is_no_signature(copied: Path, tmp_path: Path):
     mine, public = keys(tmp_path / "keys", "mine")
-    sign(copied, mine)
+    sign(Artifact.read(copied), mine)
     (copied / SIGNATURE).rename(tmp_path / "elsewhere")
     (copied / SIGNATURE).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BundleError, match="not signed"):
@@ -161,11 +223,11 @@ def test_keys_that_cannot_be_used_are_named(copied: Path, tmp_path: Path):
         (SignConfig(key=tmp_path / "absent"), "cannot be read"),
     ):
         with pytest.raises(ConfigError, match=said):
-            sign(copied, config)
+            sign(Artifact.read(copied), config)
     for mode in (0o640, 0o604, 0o660):
         mine.key.chmod(mode)
         with pytest.raises(ConfigError, match="chmod 600"):
-            sign(copied, mine)
+            sign(Artifact.read(copied), mine)
     assert not (copied / SIGNATURE).exists()
     for path, said in ((tmp_path / "absent", "cannot be read"), (mine.key, "no public key")):
         with pytest.raises(ConfigError, match=said):
@@ -177,7 +239,7 @@ def test_a_store_with_trusted_keys_swaps_to_signed_bundles_only(tmp_path: Path, 
     mine, public = keys(tmp_path / "keys", "mine")
     store = Store(tmp_path, (public,))
     signed, unsigned = make.shop(tmp_path).path, make.shop(tmp_path, seed=1).path
-    sign(signed, mine)
+    sign(Artifact.read(signed), mine)
     store.set_champion(signed.name, "first")
     follower = Follower(store)
     follower.check()
@@ -194,9 +256,11 @@ def test_a_store_with_trusted_keys_swaps_to_signed_bundles_only(tmp_path: Path, 
 def test_without_cryptography_the_message_names_the_extra(copied: Path, tmp_path: Path):
     program = (
         "import sys; sys.modules['cryptography'] = None\n"
-        "from pathlib import Path; from features.errors import ConfigError; from serving import signing\n"
-        "for act in (lambda: signing.check(Path(sys.argv[1]), (Path('key.pub'),), b''),\n"
-        "            lambda: signing.sign(Path(sys.argv[1]), signing.SignConfig(key=Path('key.pem')))):\n"
+        "from pathlib import Path; from features.artifact import Artifact\n"
+        "from features.errors import ConfigError; from serving import signing\n"
+        "read, config = Artifact.read(Path(sys.argv[1])), signing.SignConfig(key=Path('key.pem'))\n"
+        "for act in (lambda: signing.check(read.path, (Path('key.pub'),), b''),\n"
+        "            lambda: signing.sign(read, config)):\n"
         "    try:\n        act()\n    except ConfigError as error:\n        print(error)\n"
         "signing.check(Path(sys.argv[1]), (), b'')\n"
     )
