@@ -200,13 +200,16 @@ class Batcher:
 
     async def _run(self, jobs: list[_Job]) -> None:
         loop = asyncio.get_running_loop()
+        outcomes: list[list[Answer | QueryError] | Exception]
         try:
             outcomes = await loop.run_in_executor(self._threads, _work, jobs)
+        except Exception as error:  # no thread could be started
+            outcomes = [error for _ in jobs]
         finally:
             self._running -= 1
             self._begin_gathering(loop)
         for job, outcome in zip(jobs, outcomes, strict=True):
-            if job.future.cancelled():
+            if job.future.done():  # given up
                 continue
             if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
@@ -228,12 +231,19 @@ async def _all(jobs: list[_Job]) -> list[list[Answer | QueryError]]:
 
 def _work(jobs: list[_Job]) -> list[list[Answer | QueryError] | Exception]:
     """Answer a batch; where that fails each request is asked alone, so that a defect of one stays its own."""
+    searches = [search for job in jobs for search in job.searches]
     try:
-        answers = list(jobs[0].engine.answer_many([search for job in jobs for search in job.searches]))
+        answers = list(jobs[0].engine.answer_many(searches))
+        if len(answers) != len(searches):  # some would get those of others
+            raise RuntimeError(f"{len(searches)} searches were given {len(answers)} answers")
     except IndexUnavailableError as error:  # it would be for each of them too, after a wait each time
         return [error for _ in jobs]
     except Exception as error:
-        return [error] if len(jobs) == 1 else [outcome for job in jobs for outcome in _work([job])]
+        if len(jobs) > 1:
+            return [outcome for job in jobs for outcome in _work([job])]
+        return [
+            RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+        ]  # no future takes it
     parts: list[list[Answer | QueryError] | Exception] = []
     for job in jobs:
         parts.append(answers[: len(job.searches)])

@@ -164,6 +164,87 @@ def test_a_refused_search_and_a_defect_stay_with_the_request_that_brought_them()
     asyncio.run(run())
 
 
+class Odd(Slow):
+    """An engine with two defects of its own kind."""
+
+    def answer_many(self, searches: list[Search]) -> list[Answer | QueryError]:
+        answers = super().answer_many(searches)
+        if any(search.text == "stop" for search in searches):
+            raise StopIteration
+        return answers[1:] if any(search.text == "short" for search in searches) else answers
+
+
+@pytest.mark.parametrize("odd", ["stop", "short"])
+def test_neither_an_answer_too_few_nor_an_error_that_no_future_takes_reaches_others(odd: str):
+    async def run() -> None:
+        batcher, engine = Batcher(), Odd()
+        first = await held(batcher, engine)
+        tasks = [asyncio.create_task(batcher.answer(engine, texts(word))) for word in ("a", odd, "b")]
+        await until(lambda: batcher.depth == 3)
+        engine.go.set()
+        outcomes = await asyncio.wait_for(asyncio.gather(first, *tasks, return_exceptions=True), 5)
+        assert isinstance(outcomes[2], RuntimeError)
+        assert [outcomes[n][0].unknown for n in (0, 1, 3)] == [["first"], ["a"], ["b"]]
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_batch_for_which_there_is_no_thread_is_told_and_the_next_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def run() -> None:
+        batcher, engine = Batcher(), Slow()
+        with monkeypatch.context() as patch:
+            patch.setattr(batcher._threads, "submit", no_thread)
+            asked = [batcher.answer(engine, texts(word)) for word in ("a", "b")]
+            outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+        assert [str(outcome) for outcome in outcomes] == ["can't start new thread"] * 2
+        assert [answer.unknown for answer in await batcher.answer(engine, texts("c"))] == [["c"]]
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_who_goes_while_the_batch_runs_takes_no_answer_from_the_others():
+    async def run() -> None:
+        batcher, engine = Batcher(), Slow()
+        engine.go.clear()
+        tasks = [asyncio.create_task(batcher.answer(engine, texts(word))) for word in ("a", "b", "c")]
+        await until(lambda: engine.batches == [["a", "b", "c"]])
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        engine.go.set()
+        assert [answer.unknown for answer in await asyncio.wait_for(tasks[1], 5)] == [["b"]]
+        assert [answer.unknown for answer in await asyncio.wait_for(tasks[2], 5)] == [["c"]]
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_who_went_and_is_past_the_deadline_too_keeps_nobody_waiting():
+    async def run() -> None:
+        batcher, engine = Batcher(), Slow()
+        first = await held(batcher, engine)
+        token = DEADLINE.set(time.monotonic() + 0.05)
+        gone = asyncio.create_task(batcher.answer(engine, texts("gone early")))
+        DEADLINE.reset(token)
+        later = asyncio.create_task(batcher.answer(engine, texts("later")))
+        await until(lambda: batcher.depth == 2)
+        gone.cancel()
+        await asyncio.sleep(0.1)
+        engine.go.set()
+        await first
+        assert [answer.unknown for answer in await asyncio.wait_for(later, 5)] == [["later"]]
+        assert engine.batches == [["first"], ["later"]]
+        await batcher.close()
+
+    asyncio.run(run())
+
+
 def test_two_workers_answer_two_batches_at_the_same_time():
     async def run() -> None:
         batcher, engine = Batcher(BatchingConfig(workers=2)), Slow()
