@@ -7,6 +7,7 @@ in the workers of `serving.batching`, other work in a thread pool; `/livez` neve
 import logging
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -46,6 +47,8 @@ from serving.siblings import Siblings
 from serving.signing import read_public_key
 from serving.store import Store
 from serving.waiting import Loads, Places
+
+_CLOSE_SECONDS = 10.0  # for what is written and closed after the last request
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +239,8 @@ def _answer(
         _load_first(app.state.follower, siblings, config.poll_seconds)
     server = build_server(app, config.drain, config.trusted_proxies)
     sys.setswitchinterval(SWITCH_SECONDS)
+    longest = config.drain.finish_seconds + _CLOSE_SECONDS
+    threading.Thread(target=server.end_at_last, args=(longest,), daemon=True).start()
     server.run(sockets=[listener])
 
 

@@ -5,6 +5,7 @@ and the kernel resets what still waits when a listening socket is closed.
 """
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -17,6 +18,18 @@ _AT_ONCE = 64  # connections that are taken before requests have their turn agai
 _AHEAD = 2  # connections that a process may have more than the one with the fewest
 _PAUSE_SECONDS = 0.002  # for which a process that has more leaves connections to the others
 _RETRY_SECONDS = 1.0  # after the system had no file or memory for a connection
+_OF_ONE = {  # what went wrong with one connection and not with the next: accept(2)
+    errno.ECONNABORTED,
+    errno.EPERM,
+    errno.EPROTO,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENONET,
+}
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +118,9 @@ class Listener:
             taken, _ = self._listening.accept()
         except (BlockingIOError, InterruptedError):
             return False
-        except ConnectionAbortedError:
-            return True
         except OSError as error:
+            if error.errno in _OF_ONE:
+                return True
             if not self._closed:
                 log.error("no connection can be taken now: %s", error.strerror)
                 self._rest(_RETRY_SECONDS)

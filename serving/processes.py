@@ -6,6 +6,7 @@ hear signals while it waits for one, passes neither a second SIGTERM nor SIGINT 
 it when it is killed.
 """
 
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from features.errors import ConfigError, TwotowerError
-from serving.siblings import Siblings
+from serving.siblings import Siblings, Tally
 
 Work = Callable[[Siblings], None]
 
@@ -67,7 +68,10 @@ class Supervisor:
     ) -> None:
         self._work = partial(_process, work, finish_seconds)
         self._listener = listener
-        self._posts = [_Post(Siblings(folder, place, count)) for place in range(1, count + 1)]
+        shared = Tally.memory(count)
+        self._posts = [
+            _Post(Siblings(folder, place, count, Tally(shared, place))) for place in range(1, count + 1)
+        ]
         self._received: list[int] = []
         self._ending = self._interrupted = False
         self._failed: str | None = None
@@ -108,7 +112,10 @@ class Supervisor:
     def _start_missing(self) -> None:
         for post in self._posts:
             if post.process is None and not self._ending and time.monotonic() >= post.start_at:
-                self._start(post)
+                try:
+                    self._start(post)
+                except OSError as error:  # no memory for one now, or no process
+                    self._note_failure(post, f"cannot be started ({error.strerror})")
 
     def _start(self, post: _Post) -> None:
         """Start a process that hears no SIGINT of the terminal, which goes to the parent."""
@@ -137,11 +144,14 @@ class Supervisor:
                 self._end(signal.SIGINT)
                 self._interrupted = False
                 continue
-            lived = time.monotonic() - post.started_at
-            post.failures = post.failures + 1 if lived < _QUICK_SECONDS else 0
-            pause = min(_LONGEST_PAUSE_SECONDS, 2.0**post.failures - 1)
-            post.start_at = time.monotonic() + pause
-            log.warning("%s ended (%s); another takes its place in %.0f s", process.name, how, pause)
+            self._note_failure(post, f"ended ({how})")
+
+    def _note_failure(self, post: _Post, what: str) -> None:
+        lived = time.monotonic() - post.started_at
+        post.failures = post.failures + 1 if lived < _QUICK_SECONDS else 0
+        pause = min(_LONGEST_PAUSE_SECONDS, 2.0**post.failures - 1)
+        post.start_at = time.monotonic() + pause
+        log.warning("process %d %s; another takes its place in %.0f s", post.siblings.place, what, pause)
 
     def _end(self, number: int) -> None:
         self._ending = True
@@ -172,7 +182,12 @@ def supervise(count: int, work: Work, listener: socket.socket, finish_seconds: f
         KeyboardInterrupt: After SIGINT.
     """
     with tempfile.TemporaryDirectory(prefix="twotower-", ignore_cleanup_errors=True) as folder:
-        Supervisor(count, work, listener, finish_seconds, Path(folder)).run()
+        kept = os.open(folder, os.O_RDONLY)
+        fcntl.flock(kept, fcntl.LOCK_EX)  # what sweeps /tmp of old files leaves it alone: tmpfiles.d(5)
+        try:
+            Supervisor(count, work, listener, finish_seconds, Path(folder)).run()
+        finally:
+            os.close(kept)
 
 
 def _process(work: Work, finish_seconds: float, siblings: Siblings) -> None:

@@ -6,8 +6,11 @@ says that it is the connection's last. A second SIGTERM skips the first part, SI
 """
 
 import gc
+import logging
+import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +35,8 @@ SWITCH_SECONDS = 0.0005
 _YOUNG_OBJECTS = 50_000  # that are made before a garbage collection looks at them
 _KEEP_ALIVE_SECONDS = 75  # balancers keep idle connections for 60, and must be the ones who close them
 
+log = logging.getLogger(__name__)
+
 
 class DrainConfig(Config):
     """How the server ends on SIGTERM."""
@@ -53,6 +58,9 @@ class Server(uvicorn.Server):
         metrics: What siblings are told.
         ready_seconds: See `DrainConfig`.
         siblings: The processes that listen on the same socket; None: there are no others.
+
+    Attributes:
+        ending: Set when no more connections are taken.
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class Server(uvicorn.Server):
         self._siblings = siblings
         self._listener: Listener | None = None
         self._exit_at: float | None = None
+        self.ending = threading.Event()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to end; the loop does not end while it looks at a listening socket."""
@@ -85,12 +94,24 @@ class Server(uvicorn.Server):
         (listening,) = sockets or []
         tally = None
         if self._siblings is not None:
-            tally = self._siblings.tally()
+            tally = self._siblings.tally
             self.servers.append(cast(Any, await self._siblings.listen(self._metrics.exposition)))
         self._listener = Listener(
             listening, self._protocol, lambda: len(self.server_state.connections), tally
         )
         self.servers.append(cast(Any, self._listener))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and finish what was begun."""
+        self.ending.set()
+        await super().shutdown(sockets)
+
+    def end_at_last(self, seconds: float) -> None:
+        """End the process where its end takes longer than this; call from a daemon thread."""
+        self.ending.wait()
+        time.sleep(seconds)
+        log.error("what was begun did not end in %.0f s; the process ends without it", seconds)
+        os._exit(1)
 
     def _protocol(self) -> CappedProtocol:
         """Make the protocol of a connection, as uvicorn's `startup` does for sockets of its own."""

@@ -6,9 +6,11 @@ it takes requests, so one that cannot be asked takes none.
 """
 
 import asyncio
-import mmap
-import os
+import ctypes
+import math
+import multiprocessing
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,40 +19,45 @@ from features.errors import ConfigError
 
 _END = b"# EOF\n"  # without it a sibling was ended while it wrote
 _WAIT_SECONDS = 1.0
+_FORGOTTEN_SECONDS = 1.0  # after it last said how many connections it has
 _LONGEST_PATH = 100  # of a Unix-domain socket, in bytes; Linux takes 107
 
 
 class Tally:
     """How many connections each of several processes has, in memory that they share.
 
-    A process that was killed stays in it until another has its place.
+    A process says so at least ten times a second. One that has not for a second hangs or is gone, and counts
+    no more.
 
     Args:
-        file: The shared memory; made where it is not there.
+        shared: What `Tally.memory` made, the same for all of them.
         place: Of this process, from 1.
-        count: How many processes there are to be.
     """
 
-    def __init__(self, file: Path, place: int, count: int) -> None:
-        self._own = place - 1
-        opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.ftruncate(opened, 4 * count)
-            self._shared = memoryview(mmap.mmap(opened, 4 * count)).cast("i")
-        finally:
-            os.close(opened)
+    def __init__(self, shared: "ctypes.Array[ctypes.c_double]", place: int) -> None:
+        self._shared = shared
+        self._own = 2 * (place - 1)
+
+    @staticmethod
+    def memory(count: int) -> "ctypes.Array[ctypes.c_double]":
+        """Return memory for so many processes, which it reaches as an argument of their start."""
+        return multiprocessing.get_context("spawn").RawArray(ctypes.c_double, 2 * count)
 
     def note(self, connections: int) -> None:
         """Say how many this process has."""
-        self._shared[self._own] = connections + 1
+        self._shared[self._own] = connections
+        self._shared[self._own + 1] = time.monotonic()
 
     def leave(self) -> None:
         """Say that this process takes no more."""
-        self._shared[self._own] = 0
+        self._shared[self._own + 1] = -math.inf
 
     def lead(self) -> int:
         """Return how many more this process has than the one with the fewest."""
-        return self._shared[self._own] - min(noted for noted in self._shared if noted)
+        own, since = self._shared[self._own], time.monotonic() - _FORGOTTEN_SECONDS
+        noted = self._shared[:]
+        counted = (count for count, at in zip(noted[::2], noted[1::2], strict=True) if at > since)
+        return int(own - min(counted, default=own))
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Siblings:
         folder: Where the sockets are.
         place: This process's, from 1.
         count: How many processes there are to be.
+        tally: Of the connections that each of them has.
 
     Raises:
         ConfigError: If the folder's path is too long for sockets in it.
@@ -69,6 +77,7 @@ class Siblings:
     folder: Path
     place: int
     count: int
+    tally: Tally
 
     def __post_init__(self) -> None:
         if len(bytes(self.path)) > _LONGEST_PATH:
@@ -78,10 +87,6 @@ class Siblings:
     def path(self) -> Path:
         """This process's socket."""
         return self._path(self.place)
-
-    def tally(self) -> Tally:
-        """Open the tally of connections that all of them share."""
-        return Tally(self.folder / "connections", self.place, self.count)
 
     async def listen(self, tell: Callable[[], bytes]) -> asyncio.AbstractServer:
         """Answer siblings from now on.

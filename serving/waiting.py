@@ -5,6 +5,7 @@ Both waits end at the request's deadline. Everything here is the event loop's.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar, TypeVarTuple
@@ -28,7 +29,8 @@ class Loads:
     """Opens bundles beside the champion: one at a time, each once for all who ask for it meanwhile.
 
     Who waits has no place among the requests that are answered, and gets the bundle that it waited for also
-    where the shelf has gone on to others. A load goes on when nobody waits any more.
+    where the shelf has gone on to others. A load that has begun goes on when nobody waits any more; one that
+    has not is left out.
 
     Args:
         shelf: Where opened bundles stay.
@@ -38,9 +40,10 @@ class Loads:
     def __init__(self, shelf: Shelf, admission: Admission) -> None:
         self._shelf = shelf
         self._admission = admission
+        self._turn = asyncio.Semaphore(1)
         self._thread = anyio.CapacityLimiter(1)
         self._loads: dict[str, asyncio.Task[Retriever]] = {}
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
 
     async def get(self, bundle_id: str) -> Retriever:
         """Return a bundle, opening it where it is not open.
@@ -52,32 +55,39 @@ class Loads:
         opened = self._shelf.find(bundle_id)
         if opened is not None:
             return opened
-        if self._waiting >= MOST_WAITING:
+        if self._waiting.total() >= MOST_WAITING:
             raise BusyError(
                 "loads_full", f"{MOST_WAITING} requests wait for bundles to be opened already; try again"
             )
-        self._waiting += 1
+        self._waiting[bundle_id] += 1
         try:
             with self._admission.stepped_aside():
                 await anyio.to_thread.run_sync(self._shelf.check, bundle_id)
                 return await self._loaded(bundle_id)
         finally:
-            self._waiting -= 1
+            self._waiting -= Counter([bundle_id])
 
     async def _loaded(self, bundle_id: str) -> Retriever:
         load = self._loads.get(bundle_id)
         if load is None:
-            work = anyio.to_thread.run_sync(self._shelf.get, bundle_id, limiter=self._thread)
-            load = self._loads[bundle_id] = asyncio.create_task(work)
+            load = self._loads[bundle_id] = asyncio.create_task(self._load(bundle_id))
             load.add_done_callback(partial(self._end, bundle_id))
         await asyncio.wait({load}, timeout=_left())
         if not load.done():
-            text = f"the deadline passed while bundle {bundle_id} was being opened, which goes on; try again"
+            text = f"the deadline passed while bundle {bundle_id} was to be opened; try again"
             raise BusyError("deadline", text)
         return load.result()
 
+    async def _load(self, bundle_id: str) -> Retriever:
+        async with self._turn:
+            if not self._waiting[bundle_id]:
+                del self._loads[bundle_id]  # now: who comes next begins another
+                raise BusyError("deadline", f"nobody waits for bundle {bundle_id} any more")
+            return await anyio.to_thread.run_sync(self._shelf.get, bundle_id, limiter=self._thread)
+
     def _end(self, bundle_id: str, load: "asyncio.Task[Retriever]") -> None:
-        del self._loads[bundle_id]
+        if self._loads.get(bundle_id) is load:
+            del self._loads[bundle_id]
         if not load.cancelled():
             load.exception()  # nobody may be left to hear it
 

@@ -2,8 +2,8 @@ import asyncio
 import errno
 import socket
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 import uvloop
@@ -36,14 +36,14 @@ class Echo(asyncio.Protocol):
 class Host:
     """A listening socket, the processes that share it, and their clients."""
 
-    def __init__(self, shared: socket.socket, folder: Path) -> None:
+    def __init__(self, shared: socket.socket) -> None:
         self.shared = shared
-        self.folder = folder
+        self.counts = Tally.memory(3)
         self.callers: list[socket.socket] = []
         self.listeners: list[Listener] = []
 
     def tally(self, place: int) -> Tally:
-        return Tally(self.folder / "tally", place, 3)
+        return Tally(self.counts, place)
 
     def process(self, place: int | None = None, accepting: socket.socket | None = None) -> "Process":
         tally = None if place is None else self.tally(place)
@@ -80,9 +80,9 @@ class Process:
 
 
 @pytest.fixture
-def host(tmp_path: Path):
+def host():
     with socket.create_server(("127.0.0.1", 0)) as shared:
-        yield Host(shared, tmp_path)
+        yield Host(shared)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -168,6 +168,66 @@ def test_a_system_without_files_left_is_asked_again(host, monkeypatch, caplog):
     host.run(test)
 
 
+@pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN])
+def test_what_is_wrong_with_one_connection_delays_no_other(host, monkeypatch, caplog, code):
+    class Odd(socket.socket):
+        left = 2
+
+        def accept(self):
+            if Odd.left:
+                Odd.left -= 1
+                raise OSError(code, "of this one")
+            return super().accept()
+
+    async def test() -> None:
+        process = host.process(accepting=Odd(fileno=host.shared.dup().detach()))
+        host.connect(3)
+        await until(lambda: len(process.kept) == 3)
+        assert caplog.records == []
+
+    monkeypatch.setattr("serving.listening._RETRY_SECONDS", 60)
+    host.run(test)
+
+
+def test_requests_have_their_turn_while_many_connections_come(host, monkeypatch):
+    turns, taken = [0], []
+
+    class Counted(socket.socket):
+        def accept(self):
+            taken.append(turns[0])
+            return super().accept()
+
+    async def test() -> None:
+        host.connect(40)
+        process = host.process(accepting=Counted(fileno=host.shared.dup().detach()))
+        while len(process.kept) < 40:
+            turns[0] += 1
+            await asyncio.sleep(0)
+        assert max(Counter(taken).values()) == 5
+
+    monkeypatch.setattr("serving.listening._AT_ONCE", 5)
+    host.run(test)
+
+
+def test_a_process_that_takes_no_more_is_out_of_the_tally_and_looks_no_more(host):
+    async def test() -> None:
+        failures = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+        few = host.tally(2)
+        few.note(0)
+        process = host.process(1)
+        host.connect(10)
+        await until(lambda: len(process.kept) >= 3)  # it leaves new ones to the other for a moment
+        assert few.lead() == 0
+        process.listener.close()
+        few.note(50)
+        assert few.lead() == 0
+        await asyncio.sleep(0.05)
+        assert failures == []
+
+    host.run(test)
+
+
 def test_a_client_that_is_gone_at_once_leaves_nothing(host):
     async def test() -> None:
         host.connect(5)
@@ -179,14 +239,3 @@ def test_a_client_that_is_gone_at_once_leaves_nothing(host):
         await until(lambda: len(process.kept) == 1)
 
     host.run(test)
-
-
-def test_a_process_that_takes_no_more_does_not_count(host):
-    first, second = host.tally(1), host.tally(2)
-    first.note(7)
-    assert first.lead() == 0
-    second.note(3)
-    assert first.lead() == 4
-    assert second.lead() == 0
-    second.leave()
-    assert first.lead() == 0

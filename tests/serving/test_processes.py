@@ -29,9 +29,11 @@ from serving.store import Store
 
 SCRIPT = '''
 """Processes that tell every caller their place and id, and nothing else."""
-import os, signal, socket, sys, time
+import errno, os, signal, socket, sys, time
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from features.errors import ConfigError
+from serving import processes
 from serving.processes import supervise
 
 def work(how, listener, siblings):
@@ -56,7 +58,19 @@ def work(how, listener, siblings):
         caller.sendall(f"{siblings.place} {os.getpid()} {siblings.folder}".encode())
         caller.close()
 
+class Crowded(SpawnProcess):
+    """The system has no process left when place 2 is to be taken, once."""
+    left = 1
+
+    def start(self):
+        if self.name == "process 2" and Crowded.left:
+            Crowded.left -= 1
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        super().start()
+
 if __name__ == "__main__":
+    if sys.argv[1] == "crowded":
+        processes._spawn.Process = Crowded
     with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as listener:
         supervise(3, partial(work, sys.argv[1], listener), listener, 2.0)
 '''
@@ -188,6 +202,19 @@ def test_a_process_that_cannot_start_ends_the_rest_and_says_so(tmp_path):
         assert started.process.returncode == 1
     assert "it has no legs" in said
     assert "ConfigError: process 2 of the server could not start (exit code 1)" in said
+
+
+def test_a_process_for_which_the_system_has_no_place_is_tried_again_and_the_others_stay(tmp_path, make):
+    with family(tmp_path, "crowded") as started:
+        make.wait_until(lambda: accepts(started.port))
+        make.wait_until(lambda: started.open_places() == ["1.sock", "2.sock", "3.sock"])
+        children = started.children()
+        started.process.terminate()
+        _, said = started.process.communicate(timeout=20)
+        assert started.process.returncode == 0
+    assert len(children) == 3
+    text = "process 2 cannot be started (Resource temporarily unavailable); another takes its place in 1 s"
+    assert text in said
 
 
 @pytest.mark.parametrize("rates", [{"per_key": "10/second"}, {"per_address": "10/second"}])

@@ -17,6 +17,7 @@ import pytest
 from serving.api import ServeConfig
 from serving.keys import KeysConfig
 from serving.query_log import QueryLogConfig
+from serving.server import DrainConfig
 from serving.store import Store
 
 RUN = """
@@ -31,16 +32,25 @@ serve(Path(sys.argv[1]), ServeConfig.model_validate_json(sys.argv[2]))
 """
 
 
+HUNG = """
+import time
+import serving.api
+from serving.retriever import Retriever
+serving.api._CLOSE_SECONDS = 0.5
+Retriever.answer_many = lambda *_: time.sleep(60)
+"""
+
+
 @contextmanager
 def process(
-    store: Path, config: ServeConfig, log: Path, **environment: str
+    store: Path, config: ServeConfig, log: Path, before: str = "", **environment: str
 ) -> Iterator[tuple[subprocess.Popen, int]]:
     """A server that logs everything it can into a file."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     settings = config.model_copy(update={"port": port}).model_dump_json()
     with log.open("w") as out:
-        command = [sys.executable, "-c", RUN, str(store), settings]
+        command = [sys.executable, "-c", before + RUN, str(store), settings]
         server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **environment})
     try:
         deadline = time.monotonic() + 180
@@ -113,6 +123,21 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
         assert server.wait(20) == 0
     assert "the last one" in "".join(file.read_text() for file in (store / "ubi").iterdir())
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_search_that_hangs_does_not_keep_the_process_from_its_end(store, tmp_path):
+    drain = DrainConfig(ready_seconds=0, finish_seconds=1)
+    with (
+        process(store, ServeConfig(drain=drain), tmp_path / "log", HUNG) as (server, port),
+        socket.create_connection(("127.0.0.1", port), timeout=20) as asking,
+    ):
+        body = b'{"text": "red"}'
+        head = "POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        asking.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        time.sleep(0.3)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 1
+    assert "what was begun did not end in 2 s; the process ends without it" in (tmp_path / "log").read_text()
 
 
 SECRETS = {

@@ -106,6 +106,28 @@ def test_a_crowd_on_more_bundles_than_are_kept_loads_each_once_and_gets_its_own(
     assert sorted(begun) == sorted(several.bundle_ids())
 
 
+def test_a_load_that_has_not_begun_is_left_out_when_nobody_waits_any_more(several, loads):
+    begun, go_on = loads
+    first, given_up, wanted = several.bundle_ids()[:3]
+
+    async def ask() -> None:
+        waiting = Loads(Shelf(several), Admission(AdmissionConfig()))
+        running = asyncio.create_task(waiting.get(first))
+        await asyncio.to_thread(lambda: [time.sleep(0.01) for _ in range(500) if not begun])
+        DEADLINE.set(time.monotonic() + 0.05)
+        late = await asyncio.gather(waiting.get(given_up), return_exceptions=True)
+        assert late[0].code == "deadline"
+        DEADLINE.set(None)
+        patient = asyncio.create_task(waiting.get(wanted))
+        go_on.set()
+        assert (await patient).bundle.bundle_id == wanted
+        await running
+        assert begun == [first, wanted]
+        assert (await waiting.get(given_up)).bundle.bundle_id == given_up
+
+    asyncio.run(ask())
+
+
 def test_a_refusal_reaches_all_who_wait_also_where_nobody_does_any_more(loads, tmp_path, caplog):
     loads[1].set()
     store = Store(tmp_path)
