@@ -183,7 +183,7 @@ class ReadyReply(BaseModel):
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply, "description": text}
     for status, text in (
-        (400, "the body is not JSON"),
+        (400, "the body is no text, or under /v2 no JSON"),
         (401, "an API key is needed"),
         (403, "the key may not do this"),
         (404, "no such document, bundle or route"),

@@ -14,8 +14,9 @@ import { restoreTheme, switchTheme } from "./theme.js";
 const TYPING_PAUSE_MS = 60;
 const SLOW_MS = 250; // results that take longer are dimmed meanwhile; every frame of a fade costs what a search does
 const PATIENCE_MS = 600;
+const LOOK_MS = 20_000; // between two looks whether the champion could be loaded
 
-const state = { kind: null, request: 0, asking: null, bundle: null, query: null };
+const state = { kind: null, request: 0, asking: null, bundle: null, query: null, standing: "" };
 let pause = 0;
 
 async function start() {
@@ -34,20 +35,30 @@ async function connect() {
   else { past.prepare(); document.documentElement.classList.add("no-judging"); }
   showBundle(reply.body);
   welcome(reply.body);
-  const names = columns.wanted(new URLSearchParams(window.location.search).getAll("c"));
+  const asked = new URLSearchParams(window.location.search).getAll("c");
+  const names = columns.wanted(asked);
   const foreign = names.some(columns.isForeign);
-  columns.restore(names, foreign ? await others() : []);
+  const dropped = columns.restore(names, foreign ? await others() : []);
   columns.draw(ask);
   $("query").disabled = false;
   const idle = [document.body, $("key")].includes(document.activeElement);
   if (idle && matchMedia("(hover: hover)").matches) $("query").focus();
   await restoreQuery();
+  if (asked.length && dropped.length) alertWith(`This address asks for ${dropped.join(" and ")}, which cannot be compared here.`, "warn");
   if (!foreign) columns.offer(await others());
   return undefined;
 }
 
+// What is served changes while a page stays open.
+async function look() {
+  if (document.hidden || !state.bundle) return;
+  const { body } = await read("v1/bundle");
+  if (body?.bundle_id === state.bundle.bundle_id) showBundle(body);
+}
+
 function wait({ code, message }) {
   setStatus("down", code === "not_ready" ? "no bundle is served yet" : "no answer");
+  $("empty-title").textContent = code === "not_ready" ? "Nothing is served yet" : "The server does not answer";
   $("empty-text").textContent = message;
   setTimeout(connect, 2000);
 }
@@ -84,7 +95,9 @@ function showBundle(bundle) {
   setStatus(bundle.refused ? "warn" : "ready",
     el("code", {}, bundle.bundle_id.slice(0, 8)), el("span", { class: "more" }, ` · ${counted(bundle.documents, "document")}`));
   $("status").title = `bundle ${bundle.bundle_id}, loaded ${bundle.loaded_at}, ${bundle.index}`;
-  if (bundle.refused) alertWith(`The champion could not be loaded: ${bundle.refused.message}`, "warn");
+  const before = state.standing;
+  state.standing = bundle.refused ? `The champion could not be loaded: ${bundle.refused.message}` : "";
+  if (state.standing !== before) alertWith("");
 }
 
 function welcome(bundle) {
@@ -198,11 +211,12 @@ function showResults(asked, replies, roundTrip) {
     open: (hit, column) => open(hit, column, state.query),
   });
   const waiting = replies.some((reply) => reply.pending);
-  const shared = [...ranks[0].keys()].filter((docId) => ranks.slice(1).every((other) => other.has(docId))).length;
-  const most = Math.max(...ranks.map((one) => one.size));
+  const answered = ranks.filter((_, place) => replies[place].body);
+  const shared = [...answered[0].keys()].filter((docId) => answered.every((other) => other.has(docId))).length;
+  const most = Math.max(...answered.map((one) => one.size));
   const notes = new Set(replies.flatMap((reply) => reply.body?.notes ?? []));
   $("summary").replaceChildren(
-    waiting ? "" : el("span", {}, el("b", {}, `${shared} of ${most}`), ranks.length === 2 ? " in both" : ` in all ${ranks.length}`),
+    waiting || answered.length < 2 ? "" : el("span", {}, el("b", {}, `${shared} of ${most}`), answered.length === 2 ? " in both" : ` in all ${answered.length}`),
     waiting ? el("span", {}, "waiting for a bundle to be opened…") : el("span", {}, el("b", {}, `${Math.round(roundTrip)} ms`), " for all answers"),
     ...[...notes].map((note) => el("span", {}, note)));
   $("summary").dataset.ms = roundTrip.toFixed(1);
@@ -228,6 +242,7 @@ function listen() {
   $("query").addEventListener("blur", () => past.close());
   $("k").addEventListener("change", ask);
   $("theme").addEventListener("click", switchTheme);
+  setInterval(look, LOOK_MS);
   document.addEventListener("keydown", (event) => {
     const typing = event.target instanceof HTMLInputElement || event.target instanceof HTMLSelectElement;
     if ($("detail").open || typing || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -284,10 +299,12 @@ async function restoreQuery() {
   if (!empty(query())) await ask();
 }
 
+// Say what is wrong; with nothing to say, what stays wrong meanwhile.
 function alertWith(message, kind = "error") {
-  $("alert").textContent = message;
-  $("alert").dataset.kind = kind;
-  $("alert").hidden = !message;
+  const text = message || state.standing;
+  if ($("alert").textContent !== text) $("alert").textContent = text;
+  $("alert").dataset.kind = message ? kind : "warn";
+  $("alert").hidden = !text;
 }
 
 start();

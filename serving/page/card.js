@@ -56,7 +56,7 @@ export function shown(value) {
 }
 
 function chips(fields) {
-  const entries = Object.entries(fields ?? {}).filter(([, value]) => shown(value).length <= 40).slice(0, FIELDS_SHOWN);
+  const entries = Object.entries(fields ?? {}).filter(([, value]) => shown(value) && shown(value).length <= 40).slice(0, FIELDS_SHOWN);
   if (!entries.length) return "";
   return el("span", { class: "fields" }, ...entries.map(([key, value]) =>
     el("span", { title: key }, el("i", {}, key), " ", shown(value))));

@@ -35,12 +35,13 @@ export function isForeign(column) {
   return !NAMES[column];
 }
 
-// Take over the columns that were wanted; unknown ones are dropped.
+// Take over the columns that were wanted; unknown ones are dropped and returned.
 export function restore(names, others) {
   columns.others = others;
   const kept = [...new Set(names)].filter((column) => NAMES[column] || others.includes(column)).slice(0, MOST);
   if (kept.length > 1) columns.shown = kept;
   if (!columns.shown.includes(columns.active)) columns.active = columns.shown[0];
+  return names.filter((column) => !NAMES[column] && !others.includes(column));
 }
 
 export function change(place, column) {
@@ -117,7 +118,7 @@ export function fill(replies, context) {
     const part = $("columns").children[place];
     const other = place === 0 ? 1 : 0;
     part.querySelector(".cost").textContent = reply.body ? cost(reply.body) : "";
-    part.querySelector(".shared").textContent = place === 0 || !reply.body ? "" : overlap(ranks[place], ranks[0], columns.shown[0]);
+    part.querySelector(".shared").textContent = place === 0 || !reply.body || !replies[0].body ? "" : overlap(ranks[place], ranks[0], columns.shown[0]);
     part.querySelector(".hits").replaceChildren(...items(reply, columns.shown[place], (hit) =>
       replies[other]?.body ? badge(hit, ranks[other], short(columns.shown[other])) : null, context));
   });

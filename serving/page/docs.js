@@ -1,14 +1,15 @@
 // Documentation of the API, drawn from /openapi.json alone.
 
 import { el, read } from "./dom.js";
-import { restoreTheme } from "./theme.js";
+import { restoreTheme, switchTheme } from "./theme.js";
 
 restoreTheme();
+document.getElementById("theme").addEventListener("click", switchTheme);
 
 const { body: spec, error } = await read("openapi.json");
 document.getElementById("about").textContent = error
   ? error.message
-  : `${spec.info.description} Anything that is not 2xx is {"error": {"code", "message"}}.`;
+  : `${spec.info.description} A refusal is {"error": {"code", "message"}}; below /v2, {"error": message} as that protocol has it.`;
 if (spec) {
   const routes = Object.entries(spec.paths).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, route]) => article(path, method, route)));
@@ -16,17 +17,17 @@ if (spec) {
 }
 
 function article(path, method, route) {
-  const parts = [el("h2", {}, el("span", {}, method.toUpperCase()), path), el("p", {}, route.description ?? "")];
+  const parts = [el("h2", {}, el("span", {}, method.toUpperCase()), path), el("p", {}, ...prose(route.description))];
   if (route.parameters?.length) {
     parts.push(el("h3", {}, "Parameters"), table(route.parameters.map((entry) =>
-      [entry.name, `${kind(entry.schema)}, ${entry.in}`, entry.description ?? entry.schema.description ?? ""])));
+      [entry.name, `${kind(entry.schema)}, ${entry.in}`, prose(entry.description ?? entry.schema.description)])));
   }
   const asked = route.requestBody?.content["application/json"].schema;
   if (asked) parts.push(el("h3", {}, "Body"), fields(asked), el("h3", {}, "Example"), el("pre", {}, example(path, asked)));
   const answered = route.responses["200"]?.content?.["application/json"]?.schema;
   if (answered) parts.push(el("h3", {}, "Reply"), fields(answered));
   const refusals = Object.entries(route.responses).filter(([status]) => status !== "200");
-  parts.push(el("h3", {}, "Refusals"), table(refusals.map(([status, entry]) => [status, "", entry.description])));
+  parts.push(el("h3", {}, "Refusals"), table(refusals.map(([status, entry]) => [status, "", prose(entry.description)])));
   return el("article", {}, ...parts);
 }
 
@@ -38,7 +39,7 @@ function example(path, schema) {
 function fields(schema) {
   return table(Object.entries(resolve(schema).properties ?? {}).map(([name, entry]) => {
     const standard = entry.default === undefined || entry.default === null ? "" : `, default ${JSON.stringify(entry.default)}`;
-    return [name, kind(entry) + standard, entry.description ?? resolve(entry).description ?? ""];
+    return [name, kind(entry) + standard, prose(entry.description ?? resolve(entry).description)];
   }));
 }
 
@@ -47,7 +48,7 @@ function resolve(schema) {
 }
 
 function kind(schema) {
-  if (schema.anyOf) return schema.anyOf.map(kind).join(" or ");
+  if (schema.anyOf) return schema.anyOf.map(kind).filter(Boolean).join(" or ");
   if (schema.$ref) return schema.$ref.split("/").pop();
   if (schema.enum) return schema.enum.join(" | ");
   if (schema.const !== undefined) return JSON.stringify(schema.const);
@@ -55,7 +56,12 @@ function kind(schema) {
   return schema.type ?? "";
 }
 
+// What stands between backticks is code.
+function prose(text = "") {
+  return text.split("`").map((part, place) => (place % 2 ? el("code", {}, part) : part));
+}
+
 function table(rows) {
   return el("table", {}, el("tbody", {}, ...rows.map(([name, ...cells]) =>
-    el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, cell))))));
+    el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, ...[cell].flat()))))));
 }

@@ -1,5 +1,7 @@
 """What the page does with a query."""
 
+import pytest
+
 from serving.retriever import Retriever
 from serving.search import Search
 
@@ -217,3 +219,78 @@ def test_one_of_a_thing_is_not_called_many(open_page, client):
         page.reload()
         page.wait_for_selector("#empty-text:has-text('1 document is searched')")
         assert page.inner_text("#status").endswith(" · 1 document")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_queries_to_try_of_long_titles_stay_on_the_page(open_page, cinema_address, width):
+    def long(route):
+        reply = route.fetch()
+        titles = [
+            {"doc_id": f"d{n}", "title": f"a very long title of a document, the {n}th"} for n in range(8)
+        ]
+        route.fulfill(response=reply, json={**reply.json(), "examples": [{"history": titles}] * 3})
+
+    with open_page(cinema_address, viewport={"width": width, "height": 800}) as page:
+        page.route("**/v1/bundle", long)
+        page.reload()
+        page.wait_for_selector("#examples button:has-text('very long')")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for box in (button.bounding_box() for button in page.locator("#examples button").all()):
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+
+
+def test_a_champion_that_cannot_be_loaded_is_said_whatever_is_searched_and_while_a_page_stays_open(
+    open_page, client
+):
+    refused = {"bundle_id": "f" * 16, "code": "refused", "message": "bundle ffff is refused: it is damaged"}
+    said = "The champion could not be loaded: bundle ffff is refused: it is damaged"
+    answer = {"refused": None}
+
+    def patched(route):
+        reply = route.fetch()
+        route.fulfill(response=reply, json={**reply.json(), **answer})
+
+    with open_page(str(client.base_url)) as page:
+        page.clock.install()
+        page.route("**/v1/bundle", patched)
+        page.goto(f"{client.base_url}/?q=red+shoes")
+        page.wait_for_selector(".hit")
+        assert page.locator("#alert").is_hidden()
+        answer["refused"] = refused
+        page.clock.run_for(21_000)
+        page.wait_for_selector(f"#alert:has-text('{said}')")
+        page.fill("#query", "blue scarf")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".hit:has-text('blue')")
+        assert page.inner_text("#alert") == said
+        page.goto(f"{client.base_url}/?q=red+shoes")
+        page.wait_for_selector(".hit")
+        assert page.inner_text("#alert") == said
+        answer["refused"] = None
+        page.clock.run_for(21_000)
+        page.wait_for_selector("#alert", state="hidden")
+
+
+def test_an_address_with_a_bundle_that_is_not_there_says_so(open_page, client):
+    with open_page(f"{client.base_url}/?q=red+shoes&c=dense&c={'0' * 16}") as page:
+        page.wait_for_selector(".hit")
+        page.wait_for_selector(f"#alert:has-text('asks for {'0' * 16}, which cannot be compared here')")
+
+
+def test_an_answer_that_was_refused_is_not_counted_among_those_that_agree(open_page, client):
+    def without_words(route):
+        body = route.request.post_data_json
+        reply = route.fetch()
+        answers = reply.json()
+        if "queries" in body:
+            place = next(n for n, query in enumerate(body["queries"]) if query.get("mode") == "bm25")
+            answers["results"][place] = {"error": {"code": "refused", "message": "not today"}}
+        route.fulfill(response=reply, json=answers)
+
+    with open_page(str(client.base_url)) as page:
+        page.route("**/v1/search", without_words)
+        page.fill("#query", "red shoes")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".nothing:has-text('not today')")
+        assert "in both" not in page.inner_text("#summary")
