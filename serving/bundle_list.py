@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from features.artifact import MANIFEST, Artifact
+from features.artifact import Artifact
 from features.errors import ArtifactError, TwotowerError
-from serving.store import Store
+from serving.store import Store, made_at
 
 RUNS = "runs"
 """Folder of a store with one JSON file for each run of the pipeline."""
@@ -26,7 +26,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     recall = index.get("ann_recall") or {}
     return {
         "bundle_id": artifact.path.name,
-        "created_at": _created(artifact),
+        "created_at": _created(content),
         "documents": int(content["documents"]),
         "dimension": int(content["dimension"]),
         "similarity": str(content["similarity"]),
@@ -47,13 +47,12 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _created(artifact: Artifact) -> str:
-    """Return when a bundle was published, ISO 8601 in UTC: what its manifest says, or its file's time."""
-    recorded = artifact.content.get("created_at") or artifact.manifest.get("created_at")
-    if recorded:
-        return str(recorded)
-    changed = (artifact.path / MANIFEST).stat().st_mtime
-    return datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
+def _created(content: Mapping[str, Any]) -> str | None:
+    """Return when a bundle was made, ISO 8601; None where it does not say."""
+    try:
+        return datetime.fromtimestamp(made_at(content), UTC).isoformat(timespec="seconds")
+    except (KeyError, ValueError, TypeError, OverflowError, OSError):
+        return None
 
 
 def update_of(artifact: Artifact) -> dict[str, Any] | None:

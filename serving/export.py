@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ def publish_bundle(
     hidden = bundles / f".export-{uuid.uuid4().hex}"
     approve = None
     try:
-        with publish(hidden, KIND, content, CURVE_FILES) as staging:
+        dated = {**content, "created_at": datetime.now(UTC).isoformat()}
+        with publish(hidden, KIND, dated, CURVE_FILES) as staging:
             write(staging)
         made = open_bundle(hidden, "cpu").artifact
         final = bundles / made.digest[:ID_LENGTH]

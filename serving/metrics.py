@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -11,11 +11,11 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from features.artifact import MANIFEST
 from serving.admission import Admission
 from serving.follow import Follower
 from serving.retriever import QueryError
 from serving.search import Answer
+from serving.store import made_at
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -112,10 +112,9 @@ class _State(Collector):
         yield _gauge(
             "twotower_bundle_documents", "Documents of the bundle that answers.", len(opened.doc_ids)
         )
-        published = _changed_at(opened.artifact.path / MANIFEST)
-        if published is not None:
-            age = time.time() - published
-            yield _gauge("twotower_bundle_age_seconds", "Time since the bundle was published.", age)
+        with suppress(KeyError, ValueError, TypeError):
+            age = time.time() - made_at(opened.artifact.content)
+            yield _gauge("twotower_bundle_age_seconds", "Time since the bundle was made.", age)
 
 
 class _Merged(Collector):
@@ -153,14 +152,6 @@ def merged(expositions: Mapping[int, bytes]) -> bytes:
         expositions: By place, in Prometheus' text format; one that is no such text is left out.
     """
     return generate_latest(_Merged(expositions))
-
-
-def _changed_at(path: Path) -> float | None:
-    """Return when a file was written; None where it was pruned while it is served."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

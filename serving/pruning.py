@@ -158,12 +158,23 @@ def _kept(store: Store, keep: int, keep_days: float) -> dict[str, str]:
     if target is not None:
         why[target] = "what a rollback goes back to"
     others = [bundle_id for bundle_id in bundle_ids if bundle_id not in why]
-    for bundle_id in others[len(others) - keep :] if keep else []:
-        why[bundle_id] = f"one of the newest {keep}"
+    sound = [bundle_id for bundle_id in others if _is_readable(store, bundle_id)]
+    newest = sound[-keep:] if keep else []
+    for bundle_id in others[others.index(newest[0]) :] if newest else []:
+        counted = bundle_id in newest
+        why[bundle_id] = f"one of the newest {keep}" if counted else "damaged, and newer than one that stays"
     for bundle_id in others:
         if time.time() - store.made_at(bundle_id) < keep_days * _DAY:
             why.setdefault(bundle_id, f"made in the last {keep_days:g} days")
     return {bundle_id: why[bundle_id] for bundle_id in bundle_ids if bundle_id in why}
+
+
+def _is_readable(store: Store, bundle_id: str) -> bool:
+    try:
+        store.bundle(bundle_id)
+    except BundleError:
+        return False
+    return True
 
 
 def _is_whole(store: Store, bundle_id: str) -> bool:

@@ -80,7 +80,7 @@ class Shelf:
             UnknownBundleError: If the store does not have it.
             RefusedBundleError: If it could not be opened lately.
         """
-        if bundle_id not in self.store.bundle_ids():
+        if not self.store.has(bundle_id):
             raise UnknownBundleError(bundle_id)
         until, message = self._refused.get(bundle_id, (0.0, ""))
         if time.monotonic() < until:

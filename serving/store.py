@@ -7,12 +7,13 @@ pointer or the new one. Two writers take turns by a lock file.
 import fcntl
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from features.artifact import MANIFEST, Artifact, write_json
 from features.errors import ArtifactError, BundleError
@@ -100,6 +101,10 @@ class Store:
             raise BundleError(f"{path} holds bundle {artifact.digest[:16]}; its directory must carry its id")
         return artifact
 
+    def has(self, bundle_id: str) -> bool:
+        """Return whether a bundle, whole or damaged, is in the store."""
+        return bool(_BUNDLE_ID.fullmatch(bundle_id)) and self.bundle_path(bundle_id).is_dir()
+
     def bundle_ids(self) -> list[str]:
         """Return the ids of all published bundles, oldest first; damaged ones are among them."""
         if not self.bundles.is_dir():
@@ -112,16 +117,17 @@ class Store:
         return [name for _, name in sorted(found)]
 
     def made_at(self, bundle_id: str) -> float:
-        """Return when a bundle was made, in seconds since 1970.
+        """Return when a bundle was made, in seconds since 1970; where it does not say, when it came here.
 
         Raises:
             FileNotFoundError: If it is not there.
         """
         path = self.bundle_path(bundle_id)
+        manifest = path / MANIFEST
         try:
-            return (path / MANIFEST).stat().st_mtime
-        except FileNotFoundError:  # a damaged one
-            return path.stat().st_mtime
+            return made_at(json.loads(manifest.read_bytes())["content"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return (manifest if manifest.exists() else path).stat().st_mtime
 
     def champion(self) -> Champion | None:
         """Return the served bundle, or None where none was promoted yet.
@@ -234,6 +240,20 @@ class Store:
         with (self.root / f".{POINTER}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def made_at(content: Mapping[str, Any]) -> float:
+    """Return when a bundle was made, in seconds since 1970, from its manifest's `content`.
+
+    Raises:
+        KeyError: If the manifest does not say.
+        ValueError: If what it says is no moment of ISO 8601 with its zone.
+        TypeError: Likewise.
+    """
+    moment = datetime.fromisoformat(content["created_at"])
+    if moment.tzinfo is None:
+        raise ValueError(f"{content['created_at']} has no zone")
+    return moment.timestamp()
 
 
 def earlier_champions(history: list[Champion]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from features.artifact import Artifact, publish
+from features.artifact import MANIFEST, Artifact, publish
 from features.errors import ArtifactError
 from serving.pruning import ABANDONED_SECONDS, prune
 from serving.store import Store
@@ -54,6 +54,27 @@ def test_the_newest_and_the_young_stay_and_the_history_keeps_the_rest(tmp_path):
     store.roll_back()
     with pytest.raises(ArtifactError, match="has no bundle"):
         store.roll_back()
+
+
+def test_a_bundle_is_as_old_as_its_manifest_says_wherever_it_was_copied(tmp_path, make):
+    store, made = Store(tmp_path), [make.shop(tmp_path, seed=seed).path for seed in range(3)]
+    for number, path in enumerate(made):
+        manifest = json.loads((path / MANIFEST).read_text())
+        manifest["content"]["created_at"] = f"2026-01-0{3 - number}T00:00:00+00:00"
+        (path / MANIFEST).write_text(json.dumps(manifest))
+    assert store.bundle_ids() == [path.name for path in reversed(made)]
+    assert prune(store, keep=1).kept == {made[0].name: "one of the newest 1"}
+
+
+def test_what_is_no_bundle_of_its_name_is_not_counted_among_the_newest(tmp_path):
+    store, ids = filled(tmp_path, "abcd", "d")
+    copied = Path(shutil.copytree(store.bundles / ids["a"], store.bundles / ("f" * 16)))
+    age(copied, 0)
+    done = prune(store, keep=2)
+    assert done.removed == [ids["a"]]
+    assert done.kept[ids["b"]] == done.kept[ids["c"]] == "one of the newest 2"
+    assert done.kept[copied.name] == "damaged, and newer than one that stays"
+    assert prune(store, keep=0).removed == [ids["b"], ids["c"], copied.name]
 
 
 def test_what_a_rollback_would_pass_over_protects_nothing(tmp_path):

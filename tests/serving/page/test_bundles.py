@@ -29,6 +29,7 @@ def test_bundles_are_listed_compared_and_their_curve_is_drawn(open_page, several
         assert page.inner_text(f'[data-bundle="{champion}"] .tag') == "champion"
         assert page.locator(f'[data-bundle="{other}"] .curve').count() == 0  # until it is opened
         page.click(f'[data-bundle="{other}"] summary')
+        page.wait_for_selector(f'[data-bundle="{other}"] .curve circle.chosen')
         assert page.locator(f'[data-bundle="{other}"] .curve circle.chosen').count() == 1
         recalls = page.locator(f'[data-bundle="{other}"] .numbers tbody tr').count()
         assert page.locator(f'[data-bundle="{other}"] .curve g').count() == recalls > 0
