@@ -46,10 +46,10 @@ def serve_store(
     """
     if not store.is_dir():
         raise ArtifactError(f"{store} is not a folder; give the `store` of a configuration that was run")
-    from pipelines.config import load_config
+    from pipelines.config import load_serve_config
     from serving.api import ServeConfig, serve
 
-    settings = load_config(config).serve if config else ServeConfig()
+    settings = load_serve_config(config) if config else ServeConfig()
     given = {name: value for name, value in changes.items() if value is not None}
     try:
         settings = ServeConfig.model_validate({**settings.model_dump(), **given})
@@ -105,6 +105,10 @@ def search_store(
         found = name if lines else f"{name}: nothing found{_WHY_NOTHING.get(name, '')}"
         print_table(OUTPUT.console, found, header, lines, left=("doc_id", "title"))
     document["unknown"] = answers["towers"].unknown
+    if document["unknown"]:
+        OUTPUT.console.out(
+            f"not in the catalogue, so left out: {', '.join(document['unknown'])}", highlight=False
+        )
     return document
 
 
@@ -115,18 +119,21 @@ def compare_runs(a: str, b: str, store: Path | None, page: Path | None) -> dict[
         ArtifactError: If one is not found, or they share no metric.
         ConfigError: If the page cannot be written.
     """
-    first = read_evaluation(find_evaluation(a, store), a)
-    second = read_evaluation(find_evaluation(b, store), b)
+    paths = [find_evaluation(name, store).resolve() for name in (a, b)]
+    first, second = (read_evaluation(path, name) for path, name in zip(paths, (a, b), strict=True))
     rows = compare(first, second)
     if not rows:
         raise ArtifactError(f"{a} and {b} share no metric on common queries")
     is_paired = first.data == second.data
-    note = (
-        "Evaluated on the same test queries: paired differences with 95% bootstrap intervals, "
-        "randomisation test."
-        if is_paired
-        else "Evaluated on different test data: not paired; the interval spans both intervals."
-    )
+    if is_paired:
+        note = (
+            "Evaluated on the same test queries: paired differences with 95% bootstrap intervals, "
+            "randomisation test."
+        )
+    else:
+        note = "Evaluated on different test data: not paired; the interval spans both intervals."
+    if paths[0] == paths[1]:
+        note = "A and B have one evaluation, so nothing differs: an update of documents is not evaluated."
     header, lines = comparison_grid(rows, "A", "B")
     print_table(OUTPUT.console, f"A = {a}, B = {b}. {note}", header, lines)
     if page is not None:

@@ -8,7 +8,7 @@ directory and absolute after loading, so that later stages do not depend on it.
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -112,6 +112,15 @@ class RunConfig(Config):
         return self
 
 
+class ServerConfig(Config):
+    """What `twotower serve` needs to know, where it does not know how the store was made."""
+
+    serve: ServeConfig = Field(description="The HTTP API.")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
 def load_config(path: Path, overrides: Sequence[str] = (), *, base: Path | None = None) -> RunConfig:
     """Read, override and validate a configuration.
 
@@ -131,11 +140,27 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, base: Path | None 
         )
     for assignment in overrides:
         override(located, assignment, _default_list)
+    return _checked(RunConfig, located, base)
+
+
+def load_serve_config(path: Path) -> ServeConfig:
+    """Return the settings of `serve`, from a configuration or from a file that has nothing else.
+
+    Raises:
+        ConfigError: As `load_config` does.
+    """
+    located = read_located_yaml(path)
+    if isinstance(located.data, dict) and located.data.keys() == {"serve"}:
+        return _checked(ServerConfig, located).serve
+    return load_config(path).serve
+
+
+def _checked(model: type[Model], located: Located, base: Path | None = None) -> Model:
     try:
-        config = RunConfig.model_validate(located.data)
+        config = model.model_validate(located.data)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, located, RunConfig))) from None
-    return cast(RunConfig, absolute_paths(config, base or Path.cwd()))
+        raise ConfigError("\n".join(explain(error, located, model))) from None
+    return cast(Model, absolute_paths(config, base or Path.cwd()))
 
 
 def _default_list(key: Key) -> list[Any] | None:

@@ -20,7 +20,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     processes: Annotated[int | None, typer.Option(help="Server processes behind the port.")] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="CONFIG", help="Take `serve` from this configuration.")
+        Path | None, typer.Option("--config", metavar="CONFIG", help="Take `serve` from this file.")
     ] = None,
     debug: Debug = False,
 ) -> None:

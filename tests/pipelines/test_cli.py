@@ -132,6 +132,9 @@ def test_compare_prints_a_table_writes_a_page_and_ends_with_json(tmp_path, make_
     assert document["comparison"][0]["difference"] == pytest.approx(0.01)
     assert "+0.0100" in done.stderr
     assert "+0.0100" in page.read_text()
+    assert "paired differences" in done.stderr
+    same = CliRunner().invoke(app, ["compare", str(a), str(a)])
+    assert "A and B have one evaluation, so nothing differs" in " ".join(same.stdout.split())
 
 
 def test_simulate_then_doctor_needs_nothing_else(tmp_path):

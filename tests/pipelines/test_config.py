@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from features.errors import ConfigError
-from pipelines.config import dump_config, load_config, portable
+from pipelines.config import dump_config, load_config, load_serve_config, portable
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +30,18 @@ def test_a_valid_configuration_loads_with_absolute_paths(shop_config, shop_data,
     assert config.store == tmp_path / "store"
     assert [path.is_absolute() for path in config.source.path] == [True]
     assert config.train.stages[1].batch_size == 128
+
+
+def test_the_settings_of_a_server_may_stand_alone(shop_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "serve.yaml").write_text("serve:\n  port: 9000\n  keys: {file: keys}\n")
+    alone = load_serve_config(tmp_path / "serve.yaml")
+    assert (alone.port, alone.keys.file) == (9000, tmp_path / "keys")
+    shop_config.write_text(shop_config.read_text() + "\nserve: {port: 9001}\n")
+    assert load_serve_config(shop_config).port == 9001
+    (tmp_path / "serve.yaml").write_text("serve:\n  prot: 9000\n")
+    with pytest.raises(ConfigError, match=r"serve.yaml:2: serve.prot: unknown key; did you mean \"port\""):
+        load_serve_config(tmp_path / "serve.yaml")
 
 
 def test_relative_paths_are_relative_to_the_working_directory(shop_config, tmp_path, monkeypatch):
