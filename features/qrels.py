@@ -209,7 +209,7 @@ def _read_trec(config: QrelsConfig) -> pd.DataFrame:
     queries = config.texts()
     if queries is None:
         raise ConfigError(
-            "qrels.queries is missing: trec judgements have ids of queries; say where their texts are"
+            "qrels.queries is missing: trec judgements have ids of queries; set it to the file of their texts"
         )
     judged = _fields(config.path, _trec_fields, 4, "query 0 document grade").drop(columns=1)
     judged.columns = pd.Index(["query_id", "doc_id", "relevance"])

@@ -40,6 +40,7 @@ class Output:
     def __init__(self) -> None:
         self.json = False
         self.debug = False
+        self.finished = False
 
     @property
     def console(self) -> Console:
@@ -48,14 +49,17 @@ class Output:
 
     def finish(self, document: Mapping[str, Any]) -> None:
         """Print the JSON object, if it was asked for."""
+        self.finished = True
         if self.json:
             sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
             sys.stdout.flush()
 
-    def error(self, text: str) -> None:
-        """Print an error, each of its lines marked."""
+    def error(self, text: str, code: int) -> None:
+        """Print an error, each of its lines marked, and the JSON object where there was none yet."""
         for line in text.splitlines():
             sys.stderr.write(f"twotower: {line}\n")
+        if not self.finished:
+            self.finish({"error": {"exit_code": code, "message": text}})
 
 
 OUTPUT = Output()
@@ -92,6 +96,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         OUTPUT.json = bool(kwargs.get("json"))
         OUTPUT.debug = bool(kwargs.get("debug"))
+        OUTPUT.finished = False
         try:
             command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
@@ -99,7 +104,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
         except (Exception, KeyboardInterrupt) as error:
             if OUTPUT.debug:
                 traceback.print_exc()
-            OUTPUT.error(_message(error))
+            OUTPUT.error(_message(error), exit_code(error))
             _release(error)
             raise typer.Exit(exit_code(error)) from None
 

@@ -71,7 +71,7 @@ def promote(store: Path, bundle_id: str, evaluation: Path, metric: str, config: 
     measured = f"{metric} {row['value']:.4f}" if row is not None else f"{metric} not measured"
     if objections and not config.force:
         return Decision(bundle_id, False, False, f"refused ({measured}): {'; '.join(objections)}")
-    forced = f"; forced although {'; '.join(objections)}" if objections else ""
+    forced = f"; forced in spite of this: {'; '.join(objections)}" if objections else ""
     reason = f"{measured}; {against}{forced}"
     pointer.set_champion(bundle_id, reason)
     if config.keep is not None:

@@ -79,12 +79,14 @@ def verify(
         raise ArtifactError(f"{store} has no bundle to open; `twotower run CONFIG` makes one")
     from serving.agreement import compare
     from serving.bundle import load
+    from serving.signing import read_public_key
 
+    trusted = tuple(read_public_key(path) for path in trusted_key or ())
     found: dict[str, str | None] = {}
     for name in names:
         compared = ""
         try:
-            bundle = load(opened.bundle(name).path, "cpu", tuple(trusted_key or ()))
+            bundle = load(opened.bundle(name).path, "cpu", trusted)
             if deep:
                 compared = f", {compare(bundle) or 'no'} documents encoded again and compared"
             found[name] = None
@@ -95,7 +97,7 @@ def verify(
     refused = [name for name, problem in found.items() if problem]
     if refused:
         of_all = f"{len(refused)} of {counted(len(found), 'bundle')}"
-        raise ArtifactError(f"{of_all} refused: {', '.join(refused)}; export again")
+        raise ArtifactError(f"{of_all} refused, and why is said above: {', '.join(refused)}")
 
 
 @app.command()

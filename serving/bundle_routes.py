@@ -9,8 +9,8 @@ from features.errors import ArtifactError
 from serving.bundle import Bundle
 from serving.bundle_list import listed, page_of, runs_of
 from serving.current import Current
+from serving.follow import Follower
 from serving.judgment_routes import judging
-from serving.store import Store
 from serving.wire import REFUSALS
 
 _UNSHOWN = ("canaries",)
@@ -139,7 +139,9 @@ class BundlesReply(BaseModel):
     """The store's bundles, newest first."""
 
     champion: str | None = Field(description="the bundle that the store's pointer names")
-    served: str = Field(description="the bundle that this server answers with")
+    served: str | None = Field(
+        None, description="the bundle that this server answers with; none yet if absent"
+    )
     bundles: list[ListedBundle]
 
 
@@ -163,17 +165,17 @@ async def bundle(request: Request, current: Current) -> BundleReply:
 @bundles.get("/v1/bundles", response_model_exclude_none=True)
 def bundle_list(
     request: Request,
-    current: Current,
     limit: Annotated[int, Query(ge=1, le=_LISTED, description="most bundles, newest first")] = _LISTED,
 ) -> BundlesReply:
     """List the store's bundles with their metrics, their indexes and the runs that made them."""
-    store: Store = request.app.state.follower.store
+    follower: Follower = request.app.state.follower
+    store, served = follower.store, follower.served
     try:
         champion = store.champion()
     except ArtifactError:  # /v1/bundle says what is wrong with the pointer
         champion = None
     champion_id = champion.bundle_id if champion else None
-    serving = current.retriever.bundle.bundle_id
+    serving = served.retriever.bundle.bundle_id if served else None
     runs = runs_of(store)
     entries = []
     for facts in listed(store, limit):

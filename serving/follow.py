@@ -100,7 +100,7 @@ class Follower:
             self._refuse(None, str(error))
             return
         if champion is None:
-            self._refuse(None, f"{self.store.root} has no champion yet; run or promote one")
+            self._refuse(None, self._without_champion())
             return
         if self._serves(champion.bundle_id):
             self._refusal = self._refused_state = None
@@ -108,6 +108,15 @@ class Follower:
         state = (champion.bundle_id, self._changed_at(champion.bundle_id), self._pointer_changed_at())
         if state != self._refused_state or time.monotonic() >= self._retry_at:
             self._swap(champion.bundle_id, state)
+
+    def _without_champion(self) -> str:
+        if not self.store.root.is_dir():
+            return f"{self.store.root} is not there"
+        if not self.store.bundles.is_dir():
+            return (
+                f"{self.store.root} has no champion yet, nor bundles; run a configuration whose store it is"
+            )
+        return f"{self.store.root} has no champion yet; run or promote one"
 
     def _serves(self, bundle_id: str) -> bool:
         return self._served is not None and self._served.retriever.bundle.bundle_id == bundle_id

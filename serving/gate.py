@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from features.config import Config
 from serving.admission import TIMEOUT_HEADER, Admission, TimeoutHeaderError, is_uncounted
 from serving.hosts import Hosts
-from serving.keys import Keys, need
+from serving.keys import Keys, need, shown_key
 from serving.metrics import Metrics
 from serving.query_log import WANTED
 from serving.rates import Rates
@@ -126,7 +126,11 @@ class Gate:
             text = "administration by HTTP needs an admin key, and this server has none"
             return self._refuse(403, "no_admin_key", text)
         if len(keys) and key is None:
-            text = "this needs an API key; send it as `Authorization: Bearer KEY`"
+            text = (
+                "this API key is not known here; check it"
+                if shown_key(scope["headers"])
+                else "this needs an API key; send it as `Authorization: Bearer KEY`"
+            )
             return self._refuse(401, "unauthorized", text, challenge=True)
         if key is not None and key.role == "read" and needed != "read":
             return self._refuse(403, "forbidden", "this needs an admin key; yours may only read")

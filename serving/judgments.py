@@ -130,7 +130,7 @@ class Judgments:
     def _replace(self, name: str, text: str) -> None:
         staging = self.folder / f".{name}.{uuid.uuid4().hex}"
         try:
-            with staging.open("w", encoding="utf-8", newline="\n") as file:
+            with open(staging, "w", encoding="utf-8", newline="\n", opener=_private) as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -155,3 +155,8 @@ class Judgments:
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that only its owner may read, since people typed what is in it."""
+    return os.open(path, flags, 0o600)

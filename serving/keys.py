@@ -86,12 +86,7 @@ class Keys:
 
     def find(self, headers: Iterable[tuple[bytes, bytes]]) -> Key | None:
         """Return the known key that a request shows, by `Authorization: Bearer` or `X-API-Key`."""
-        shown = b""
-        for name, value in headers:
-            if name == b"authorization" and value[:7].lower() == b"bearer ":
-                shown = value[7:].strip()
-            elif name == b"x-api-key" and not shown:
-                shown = value.strip()
+        shown = shown_key(headers)
         if not shown:
             return None
         digest, found = _digest(shown), None
@@ -99,6 +94,17 @@ class Keys:
             if hmac.compare_digest(digest, key.digest):
                 found = key
         return found
+
+
+def shown_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the key that a request shows, known or not; empty where it shows none."""
+    shown = b""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            shown = value[7:].strip()
+        elif name == b"x-api-key" and not shown:
+            shown = value.strip()
+    return shown
 
 
 def need(method: str, path: str) -> Need:

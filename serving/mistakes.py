@@ -67,7 +67,9 @@ def _broken_rule(error: Mapping[str, Any]) -> str:
     if kind in _RULES:
         return _RULES[kind].format(**context)
     if how in ("type", "parsing") and wanted in _KINDS:
-        return f"must be {_KINDS[wanted]}" + (f", not {json_kind(error['input'])}" if how == "type" else "")
+        given = error["input"]
+        shown = repr(given) if wanted == "int" and isinstance(given, float) else json_kind(given)
+        return f"must be {_KINDS[wanted]}" + (f", not {shown}" if how == "type" else "")
     message = str(error["msg"]).removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 

@@ -211,10 +211,12 @@ def _notes(search: Search, served_k: int, found: int, unknown: int) -> list[str]
     if search.k > served_k:
         notes.append(f"k was clipped from {search.k} to the corpus of {served_k} documents")
     if unknown:
-        notes.append(f"{unknown} documents of the history are not in the catalogue and were left out")
+        are = "document of the history is" if unknown == 1 else "documents of the history are"
+        notes.append(f"{unknown} {are} not in the catalogue, and left out")
     if found < served_k:
-        reason = "share a word with the query" if search.mode == "bm25" else "were found and not excluded"
-        if search.filters:
-            reason += ", filters included"
-        notes.append(f"{found} documents {reason}")
+        ways = ["share a word with the query"] if search.mode == "bm25" else []
+        ways += ["pass the filters"] if search.filters else []
+        ways += ["are not excluded"] if search.exclude or not ways else []
+        were = "document was" if found == 1 else "documents were"
+        notes.append(f"{found} {were} found, of those that {' and '.join(ways)}")
     return notes

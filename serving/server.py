@@ -78,6 +78,7 @@ class Server(uvicorn.Server):
         self._siblings = siblings
         self._listener: Listener | None = None
         self._exit_at: float | None = None
+        self._said = False
         self.ending = threading.Event()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -105,6 +106,7 @@ class Server(uvicorn.Server):
         """Take no more connections, and finish what was begun."""
         self.ending.set()
         await super().shutdown(sockets)
+        log.info("ended")
 
     def end_at_last(self, seconds: float) -> None:
         """End the process where its end takes longer than this; call from a daemon thread."""
@@ -132,6 +134,11 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Look whether it is time to end."""
+        if self._exit_at is not None and not self._said:
+            self._said = True
+            log.info(
+                "draining: /readyz says 503, and new connections are taken for %.0f s", self._ready_seconds
+            )
         if self._exit_at is not None and time.monotonic() >= self._exit_at:
             self.should_exit = True
         if self._listener is not None:

@@ -223,7 +223,7 @@ class Store:
                 return self._append(history, champion), passed_over
         others = sorted({entry.bundle_id for entry in history} - {present})
         only = f"{present} is the only one there ever was"
-        left = f"every other one was rolled back from; --to takes one all the same: {', '.join(others)}"
+        left = f"every other one was rolled back from; name one to take it all the same: {', '.join(others)}"
         tried = "; ".join(passed_over.values()) or (left if others else only)
         raise BundleError(f"{self.root} has no earlier champion to go back to: {tried}")
 

@@ -102,7 +102,7 @@ def test_force_promotes_and_keeps_the_objections(tmp_path, make_bundle):
     bundle = make_bundle(tmp_path, "a", {**GOOD, "popularity": 0.9})
     decision = decide(tmp_path, bundle, force=True)
     assert decision.promoted
-    assert "forced although does not beat popularity" in champion(tmp_path).reason
+    assert "forced in spite of this: does not beat popularity" in champion(tmp_path).reason
 
 
 def test_the_champion_is_not_promoted_again(tmp_path, make_bundle):

@@ -57,7 +57,7 @@ def test_excluded_documents_stay_out(client):
     first = client.post("/v1/search", json={"text": "red shoes", "k": 1}).json()["hits"][0]["doc_id"]
     reply = client.post("/v1/search", json={"text": "red shoes", "k": 900, "exclude": [first]}).json()
     assert first not in [hit["doc_id"] for hit in reply["hits"]]
-    assert "22 documents were found and not excluded" in reply["notes"]
+    assert "22 documents were found, of those that are not excluded" in reply["notes"]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,7 @@ def test_the_server_is_alive_but_not_ready_until_a_champion_is_checked(tmp_path,
             assert response.status_code == 503
             assert response.headers["retry-after"] == "1"
             assert refusal(response)["code"] == "not_ready"
+        assert client.get("/v1/bundles").json() == {"bundles": []}  # of use just then
         bundle_id = make.shop(tmp_path).path.name
         Store(tmp_path).set_champion(bundle_id, "first")
         make.wait_until(lambda: client.get("/readyz").status_code == 200)

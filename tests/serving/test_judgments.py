@@ -26,6 +26,7 @@ def test_judgments_are_read_by_evaluation_and_a_later_grade_replaces_an_earlier(
         ("red shoes", "d2", 1.0),
         ("茶壶", "shelf/9 ü", 2.0),
     ]
+    assert {path.stat().st_mode & 0o777 for path in judgments.folder.glob("judgments.*")} == {0o600}
     key = query_id_of("red shoes")
     assert judgments.path.read_text(encoding="utf-8").splitlines()[-1] == f"{key} 0 d1 0"
 

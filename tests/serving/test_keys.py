@@ -59,6 +59,7 @@ def test_every_route_takes_the_keys_it_needs_and_no_other(keyed, method, path, s
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
         assert response.json()["error"]["code"] == "unauthorized"
+        assert ("not known here" in response.json()["error"]["message"]) == (shown == "wrong")
     elif shown == "read" and administers:
         assert response.status_code == 403
         assert response.json()["error"]["code"] == "forbidden"

@@ -57,7 +57,7 @@ def said(body: dict[str, Any], model: type[BaseModel] = Asked) -> str:
         ({"k": None}, "k: must be a whole number, not null"),
         ({"k": "3"}, "k: must be a whole number, not a string"),
         ({"k": True}, "k: must be a whole number, not true"),
-        ({"k": 1.5}, "k: must be a whole number, not a number"),
+        ({"k": 1.5}, "k: must be a whole number, not 1.5"),
         ({"k": 0}, "k: must be at least 1"),
         ({"k": 21}, "k: must be at most 20"),
         ({"share": {}}, "share: must be a number, not an object"),

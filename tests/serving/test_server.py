@@ -122,7 +122,10 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
         assert json.loads(reply.partition(b"\r\n\r\n")[2])["query_id"] == "the last one"
         assert server.wait(20) == 0
     assert "the last one" in "".join(file.read_text() for file in (store / "ubi").iterdir())
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert said.count("draining: /readyz says 503, and new connections are taken for 1 s") == 1
+    assert said.rstrip().endswith("ended")
+    assert "Traceback" not in said
 
 
 def test_a_search_that_hangs_does_not_keep_the_process_from_its_end(store, tmp_path):
