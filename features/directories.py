@@ -40,7 +40,12 @@ def exchange(one: Path, other: Path) -> None:
     if code in _CANNOT:
         aside = other.with_name(f".{other.name}.{uuid.uuid4().hex}")
         other.rename(aside)
-        one.rename(other)
+        try:
+            os.utime(aside)  # a sweep of what was abandoned goes by it
+            one.rename(other)
+        except OSError:
+            aside.rename(other)
+            raise
         aside.rename(one)
     elif code:
         raise OSError(code, os.strerror(code), str(one), None, str(other))

@@ -89,7 +89,7 @@ def update(
         if told["promoted"]:
             changed = ", ".join(f"{told[name]} {name}" for name in ("added", "updated", "deleted"))
             Store(store).set_champion(told["bundle"], f"update of {told['parent']}: {changed}")
-    _say(store, told)
+    _say(store, told, asked=promote)
     OUTPUT.finish(told)
     if again:
         raise RefusedError(
@@ -185,7 +185,7 @@ def _check_deleted(deleted: Sequence[str], known: Sequence[str], bundle: str) ->
         )
 
 
-def _say(store: Path, told: dict[str, Any]) -> None:
+def _say(store: Path, told: dict[str, Any], *, asked: bool) -> None:
     say = OUTPUT.console.out
     recall = told["ann_recall"]
     queries = counted(recall["queries"], "query", "queries")
@@ -200,7 +200,9 @@ def _say(store: Path, told: dict[str, Any]) -> None:
         f"ANN recall@{recall['k']} {recall['value']:.4f} on {queries} ({recall['split']})",
         highlight=False,
     )
-    served = "serves it now" if told["promoted"] else "does not serve it; --promote would"
+    served = "serves it now" if told["promoted"] else "does not serve it"
+    if not asked:
+        served += "; --promote would"
     say(f"{store} {served}", highlight=False)
     if told["parent_signed"] and not told["signed"]:
         sys.stderr.write(

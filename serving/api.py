@@ -211,7 +211,7 @@ def serve(store: Path, config: ServeConfig, set_up: Callable[[], None] | None = 
             _answer(store, config, listener)
         else:
             work = partial(_answer_beside, store, config, listener, set_up)
-            supervise(config.processes, work, listener, config.drain.finish_seconds)
+            supervise(config.processes, work, listener, _end_seconds(config.drain))
 
 
 def _answer_beside(
@@ -239,9 +239,14 @@ def _answer(
         _load_first(app.state.follower, siblings, config.poll_seconds)
     server = build_server(app, config.drain, config.trusted_proxies)
     sys.setswitchinterval(SWITCH_SECONDS)
-    longest = config.drain.finish_seconds + _CLOSE_SECONDS
+    longest = _end_seconds(config.drain)
     threading.Thread(target=server.end_at_last, args=(longest,), daemon=True).start()
     server.run(sockets=[listener])
+
+
+def _end_seconds(drain: DrainConfig) -> float:
+    """Return how long the end of a process may take."""
+    return drain.ready_seconds + drain.finish_seconds + _CLOSE_SECONDS
 
 
 def _load_first(follower: Follower, siblings: Siblings, poll_seconds: float) -> None:

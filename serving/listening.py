@@ -19,16 +19,19 @@ _AHEAD = 2  # connections that a process may have more than the one with the few
 _PAUSE_SECONDS = 0.002  # for which a process that has more leaves connections to the others
 _RETRY_SECONDS = 1.0  # after the system had no file or memory for a connection
 _OF_ONE = {  # what went wrong with one connection and not with the next: accept(2)
-    errno.ECONNABORTED,
-    errno.EPERM,
-    errno.EPROTO,
-    errno.ENOPROTOOPT,
-    errno.EOPNOTSUPP,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENONET,
+    getattr(errno, name, None)
+    for name in [
+        "ECONNABORTED",
+        "EPERM",
+        "EPROTO",
+        "ENOPROTOOPT",
+        "EOPNOTSUPP",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENONET",
+    ]
 }
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ it when it is killed.
 
 import fcntl
 import logging
+import math
 import multiprocessing
 import os
 import shutil
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection, resource_tracker
@@ -31,6 +33,8 @@ Work = Callable[[Siblings], None]
 _LOOK_SECONDS = 0.1
 _QUICK_SECONDS = 60.0  # a process that lived for less counts as a failure of its place
 _LONGEST_PAUSE_SECONDS = 30.0
+_MARGIN_SECONDS = 2.0  # for a process to end itself for being late
+_LATE = 1  # exit code of one that did
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _spawn = multiprocessing.get_context("spawn")  # faiss hangs in the child of a fork
 
@@ -59,14 +63,14 @@ class Supervisor:
         count: How many.
         work: What each does; called in the process, so it must be picklable.
         listener: What they share; it is closed here when the end begins.
-        finish_seconds: How long a process may go on after its parent was killed.
+        end_seconds: How long a process may take to end, also after its parent was killed.
         folder: For the sockets of siblings.
     """
 
     def __init__(
-        self, count: int, work: Work, listener: socket.socket, finish_seconds: float, folder: Path
+        self, count: int, work: Work, listener: socket.socket, end_seconds: float, folder: Path
     ) -> None:
-        self._work = partial(_process, work, finish_seconds)
+        self._work = partial(_process, work, end_seconds)
         self._listener = listener
         shared = Tally.memory(count)
         self._posts = [
@@ -74,7 +78,10 @@ class Supervisor:
         ]
         self._received: list[int] = []
         self._ending = self._interrupted = False
+        self._end_seconds = end_seconds
+        self._kill_at = math.inf
         self._failed: str | None = None
+        self._late: list[str] = []
 
     def run(self) -> None:
         """Return when the last process ended.
@@ -82,6 +89,7 @@ class Supervisor:
         Raises:
             ConfigError: If a process could not start.
             KeyboardInterrupt: After SIGINT.
+            TwotowerError: If a process did not end in time, and was killed.
         """
         resource_tracker.ensure_running()  # its own start would unblock what `_start` blocks
         before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
@@ -91,6 +99,8 @@ class Supervisor:
                 connection.wait([process.sentinel for process in self._running], _LOOK_SECONDS)
                 while self._received:
                     self._end(self._received.pop(0))
+                if time.monotonic() > self._kill_at:
+                    self._kill_late()
                 self._note_ended()
         finally:
             for process in self._running:
@@ -101,6 +111,8 @@ class Supervisor:
             raise ConfigError(self._failed)
         if self._interrupted:
             raise KeyboardInterrupt
+        if self._late:
+            raise TwotowerError(f"{', '.join(self._late)} did not end in {self._end_seconds:.0f} s")
 
     @property
     def _running(self) -> list[SpawnProcess]:
@@ -137,6 +149,7 @@ class Supervisor:
                 continue
             post.process = None
             if self._ending:
+                self._late += [process.name] if code == _LATE else []
                 continue
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
             if code > 0 and post.generation == 1 and not post.siblings.path.exists():
@@ -153,8 +166,16 @@ class Supervisor:
         post.start_at = time.monotonic() + pause
         log.warning("process %d %s; another takes its place in %.0f s", post.siblings.place, what, pause)
 
+    def _kill_late(self) -> None:
+        """Kill what neither ended nor ended itself for being late: it was stopped, say."""
+        self._kill_at = math.inf
+        for process in self._running:
+            self._late.append(process.name)
+            process.kill()
+
     def _end(self, number: int) -> None:
         self._ending = True
+        self._kill_at = min(self._kill_at, time.monotonic() + self._end_seconds + _MARGIN_SECONDS)
         self._listener.close()
         for process in self._running:
             if process.exitcode is not None or process.pid is None:
@@ -168,36 +189,38 @@ class Supervisor:
         self._interrupted |= number == signal.SIGINT
 
 
-def supervise(count: int, work: Work, listener: socket.socket, finish_seconds: float) -> None:
+def supervise(count: int, work: Work, listener: socket.socket, end_seconds: float) -> None:
     """Let so many processes do the work until they are told to end.
 
     Args:
         count: How many.
         work: What each does; called in the process, so it must be picklable.
         listener: What they share; closed when the end begins.
-        finish_seconds: How long a process may go on after its parent was killed.
+        end_seconds: How long a process may take to end, also after its parent was killed.
 
     Raises:
         ConfigError: If a process cannot start.
         KeyboardInterrupt: After SIGINT.
+        TwotowerError: If a process did not end in time, and was killed.
     """
     with tempfile.TemporaryDirectory(prefix="twotower-", ignore_cleanup_errors=True) as folder:
         kept = os.open(folder, os.O_RDONLY)
-        fcntl.flock(kept, fcntl.LOCK_EX)  # what sweeps /tmp of old files leaves it alone: tmpfiles.d(5)
+        with suppress(OSError):  # what sweeps /tmp of old files leaves it alone then: tmpfiles.d(5)
+            fcntl.flock(kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            Supervisor(count, work, listener, finish_seconds, Path(folder)).run()
+            Supervisor(count, work, listener, end_seconds, Path(folder)).run()
         finally:
             os.close(kept)
 
 
-def _process(work: Work, finish_seconds: float, siblings: Siblings) -> None:
+def _process(work: Work, end_seconds: float, siblings: Siblings) -> None:
     """Do the work in a process of its own, no longer than the parent lives."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # forgets what came since the start
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     orphaned = threading.Event()
-    threading.Thread(target=_end_with_parent, args=(finish_seconds, orphaned), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(end_seconds, orphaned), daemon=True).start()
     try:
         work(siblings)
     except KeyboardInterrupt:
@@ -210,7 +233,7 @@ def _process(work: Work, finish_seconds: float, siblings: Siblings) -> None:
             shutil.rmtree(siblings.folder, ignore_errors=True)
 
 
-def _end_with_parent(finish_seconds: float, orphaned: threading.Event) -> None:
+def _end_with_parent(end_seconds: float, orphaned: threading.Event) -> None:
     """Wait for the parent's end, however it comes; then what was begun is finished, and no more."""
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -219,5 +242,5 @@ def _end_with_parent(finish_seconds: float, orphaned: threading.Event) -> None:
     orphaned.set()
     for number in _SIGNALS:
         os.kill(os.getpid(), number)
-    time.sleep(finish_seconds)
+    time.sleep(end_seconds)
     os._exit(1)

@@ -160,9 +160,10 @@ def _kept(store: Store, keep: int, keep_days: float) -> dict[str, str]:
     others = [bundle_id for bundle_id in bundle_ids if bundle_id not in why]
     sound = [bundle_id for bundle_id in others if _is_readable(store, bundle_id)]
     newest = sound[-keep:] if keep else []
-    for bundle_id in others[others.index(newest[0]) :] if newest else []:
+    first = others.index(newest[0]) if 0 < keep <= len(sound) else 0
+    for bundle_id in others[first:] if keep else []:
         counted = bundle_id in newest
-        why[bundle_id] = f"one of the newest {keep}" if counted else "damaged, and newer than one that stays"
+        why[bundle_id] = f"one of the newest {keep}" if counted else f"damaged, beside the newest {keep}"
     for bundle_id in others:
         if time.time() - store.made_at(bundle_id) < keep_days * _DAY:
             why.setdefault(bundle_id, f"made in the last {keep_days:g} days")

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +31,7 @@ from serving.siblings import Siblings
 SWITCH_SECONDS = 0.0005
 """How long a working thread keeps the interpreter from the waiting event loop; Python has 10 times that."""
 
+_LOOK_SECONDS = 0.2  # between two looks whether the process has to end
 _YOUNG_OBJECTS = 50_000  # that are made before a garbage collection looks at them
 _KEEP_ALIVE_SECONDS = 75  # balancers keep idle connections for 60, and must be the ones who close them
 
@@ -58,9 +58,6 @@ class Server(uvicorn.Server):
         metrics: What siblings are told.
         ready_seconds: See `DrainConfig`.
         siblings: The processes that listen on the same socket; None: there are no others.
-
-    Attributes:
-        ending: Set when no more connections are taken.
     """
 
     def __init__(
@@ -79,7 +76,7 @@ class Server(uvicorn.Server):
         self._listener: Listener | None = None
         self._exit_at: float | None = None
         self._said = False
-        self.ending = threading.Event()
+        self._told_at: float | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to end; the loop does not end while it looks at a listening socket."""
@@ -104,14 +101,13 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, and finish what was begun."""
-        self.ending.set()
         await super().shutdown(sockets)
         log.info("ended")
 
     def end_at_last(self, seconds: float) -> None:
-        """End the process where its end takes longer than this; call from a daemon thread."""
-        self.ending.wait()
-        time.sleep(seconds)
+        """End the process so long after it was told to, whatever still hangs; call from a daemon thread."""
+        while self._told_at is None or time.monotonic() < self._told_at + seconds:
+            time.sleep(_LOOK_SECONDS)
         log.error("what was begun did not end in %.0f s; the process ends without it", seconds)
         os._exit(1)
 
@@ -123,6 +119,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain on SIGTERM; end at once, by KeyboardInterrupt, on SIGINT."""
         self._admission.draining = True
+        self._told_at = self._told_at or time.monotonic()
         for connection in list(self.server_state.connections):
             cast(CappedProtocol, connection).end_after_reply()
         if sig != signal.SIGTERM:

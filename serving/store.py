@@ -124,10 +124,12 @@ class Store:
         """
         path = self.bundle_path(bundle_id)
         manifest = path / MANIFEST
+        if not manifest.is_file():
+            return path.stat().st_mtime
         try:
             return made_at(json.loads(manifest.read_bytes())["content"])
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return (manifest if manifest.exists() else path).stat().st_mtime
+            return manifest.stat().st_mtime
 
     def champion(self) -> Champion | None:
         """Return the served bundle, or None where none was promoted yet.

@@ -38,14 +38,15 @@ async function connect() {
   const asked = new URLSearchParams(window.location.search).getAll("c");
   const names = columns.wanted(asked);
   const foreign = names.some(columns.isForeign);
-  const dropped = columns.restore(names, foreign ? await others() : []);
+  const listed = foreign ? await others() : [];
+  const dropped = columns.restore(names, listed ?? names.filter(columns.isForeign)).filter((one) => one !== reply.body.bundle_id);
   columns.draw(ask);
   $("query").disabled = false;
   const idle = [document.body, $("key")].includes(document.activeElement);
   if (idle && matchMedia("(hover: hover)").matches) $("query").focus();
   await restoreQuery();
-  if (asked.length && dropped.length) alertWith(`This address asks for ${dropped.join(" and ")}, which cannot be compared here.`, "warn");
-  if (!foreign) columns.offer(await others());
+  if (asked.length && dropped.length && $("alert").hidden) alertWith(`This address asks for ${dropped.join(" and ")}, which cannot be compared here.`, "warn");
+  if (!foreign) columns.offer(await others() ?? []);
   return undefined;
 }
 
@@ -53,7 +54,7 @@ async function connect() {
 async function look() {
   if (document.hidden || !state.bundle) return;
   const { body } = await read("v1/bundle");
-  if (body?.bundle_id === state.bundle.bundle_id) showBundle(body);
+  if (body) showStatus(body); // the next search takes over the rest of another bundle
 }
 
 function wait({ code, message }) {
@@ -74,10 +75,11 @@ function askForKey() {
   $("key").select();
 }
 
-// Show the store's bundles; return those that may be a column: sound ones that answer the same kind of query.
+// Show the store's bundles; return those that may be a column: sound ones that answer the same kind of query. Nothing
+// is returned where there is no list.
 async function others() {
   const listed = await showBundles(state.bundle, compare);
-  return listed.filter((one) => !one.damage && !one.served && one.query_inputs.includes(state.kind)).map((one) => one.bundle_id);
+  return listed?.filter((one) => !one.damage && !one.served && one.query_inputs.includes(state.kind)).map((one) => one.bundle_id);
 }
 
 function compare(bundleId) {
@@ -92,12 +94,16 @@ function compare(bundleId) {
 
 function showBundle(bundle) {
   state.bundle = bundle;
+  showStatus(bundle);
+}
+
+function showStatus(bundle) {
   setStatus(bundle.refused ? "warn" : "ready",
     el("code", {}, bundle.bundle_id.slice(0, 8)), el("span", { class: "more" }, ` · ${counted(bundle.documents, "document")}`));
   $("status").title = `bundle ${bundle.bundle_id}, loaded ${bundle.loaded_at}, ${bundle.index}`;
   const before = state.standing;
   state.standing = bundle.refused ? `The champion could not be loaded: ${bundle.refused.message}` : "";
-  if (state.standing !== before) alertWith("");
+  if ($("alert").hidden || $("alert").textContent === before) alertWith("");
 }
 
 function welcome(bundle) {

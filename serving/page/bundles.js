@@ -4,10 +4,10 @@ import { curve } from "./curve.js";
 import { facts } from "./detail.js";
 import { $, counted, el, read } from "./dom.js";
 
-// Show the list and return it; `compare` is called with the id of a bundle that shall become a column.
+// Show the list and return it, or null where the server does not give it; `compare` is called with the id of a bundle that shall become a column.
 export async function showBundles(served, compare) {
   const reply = await read("v1/bundles");
-  if (reply.error) return [];
+  if (reply.error) return null;
   const listed = reply.body.bundles;
   $("bundle-list").replaceChildren(...listed.map((bundle) => entry(bundle, served, compare)));
   $("bundles").hidden = listed.length === 0;

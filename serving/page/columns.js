@@ -41,7 +41,7 @@ export function restore(names, others) {
   const kept = [...new Set(names)].filter((column) => NAMES[column] || others.includes(column)).slice(0, MOST);
   if (kept.length > 1) columns.shown = kept;
   if (!columns.shown.includes(columns.active)) columns.active = columns.shown[0];
-  return names.filter((column) => !NAMES[column] && !others.includes(column));
+  return names.filter((column) => !NAMES[column] && !columns.shown.includes(column));
 }
 
 export function change(place, column) {

@@ -34,6 +34,25 @@ def test_the_name_of_a_directory_is_never_without_one(
     assert (two[1] / "file").read_text() == "one"
 
 
+def test_an_exchange_in_three_steps_that_fails_leaves_all_as_it_was(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    one, other = two
+    rename = Path.rename
+
+    def failing(path: Path, to: Path) -> Path:
+        if path == one:
+            raise PermissionError("not this one")
+        return rename(path, to)
+
+    monkeypatch.setattr(directories, "_EXCHANGE", 1 << 20)
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(PermissionError):
+        exchange(one, other)
+    assert sorted(one.parent.iterdir()) == [one, other]
+    assert (other / "file").read_text() == "other"
+
+
 def test_an_exchange_with_nothing_says_what_is_missing(two: tuple[Path, Path]):
     with pytest.raises(FileNotFoundError, match="absent"):
         exchange(two[0], two[0].with_name("absent"))

@@ -55,6 +55,14 @@ def test_bundles_are_listed_with_metrics_size_and_the_champion(store: Store):
     assert "0.7000" in said
 
 
+def test_json_is_one_object_also_of_a_command_that_fails_after_or_before_it(store: Store, tmp_path: Path):
+    (store.bundles / store.bundle_ids()[0] / "file").unlink()
+    for arguments, key in ((["verify", store.root], "bundles"), (["verify", tmp_path / "absent"], "error")):
+        done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+        (line,) = done.stdout.splitlines()
+        assert (done.exit_code, key in json.loads(line)) == (4, True)
+
+
 def test_a_damaged_bundle_is_listed_with_what_is_wrong(store: Store):
     (store.bundles / store.bundle_ids()[0] / "file").unlink()
     code, said, told = run("bundles", store.root)

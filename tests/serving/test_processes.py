@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -202,6 +202,20 @@ def test_a_process_that_cannot_start_ends_the_rest_and_says_so(tmp_path):
         assert started.process.returncode == 1
     assert "it has no legs" in said
     assert "ConfigError: process 2 of the server could not start (exit code 1)" in said
+
+
+def test_what_was_stopped_and_cannot_end_is_killed_in_time_and_said(three):
+    stopped = three.children()[1]
+    os.kill(stopped, signal.SIGSTOP)
+    three.process.terminate()
+    try:
+        _, said = three.process.communicate(timeout=20)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGKILL)
+    assert three.process.returncode == 1
+    assert ended([stopped])
+    assert re.search(r"TwotowerError: process \d did not end in 2 s", said)
 
 
 def test_a_process_for_which_the_system_has_no_place_is_tried_again_and_the_others_stay(tmp_path, make):

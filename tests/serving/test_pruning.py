@@ -66,6 +66,16 @@ def test_a_bundle_is_as_old_as_its_manifest_says_wherever_it_was_copied(tmp_path
     assert prune(store, keep=1).kept == {made[0].name: "one of the newest 1"}
 
 
+def test_as_many_as_may_stay_do(tmp_path):
+    store, ids = filled(tmp_path, "abcd", "d")
+    done = prune(store, keep=5)
+    assert done.removed == []
+    assert [done.kept[ids[name]] for name in "abc"] == ["one of the newest 5"] * 3
+    (store.bundles / ids["a"] / "stray").touch()  # refused until somebody moves it away
+    assert prune(store, keep=5).removed == []
+    assert prune(store, keep=2).removed == [ids["a"]]
+
+
 def test_what_is_no_bundle_of_its_name_is_not_counted_among_the_newest(tmp_path):
     store, ids = filled(tmp_path, "abcd", "d")
     copied = Path(shutil.copytree(store.bundles / ids["a"], store.bundles / ("f" * 16)))
@@ -73,7 +83,7 @@ def test_what_is_no_bundle_of_its_name_is_not_counted_among_the_newest(tmp_path)
     done = prune(store, keep=2)
     assert done.removed == [ids["a"]]
     assert done.kept[ids["b"]] == done.kept[ids["c"]] == "one of the newest 2"
-    assert done.kept[copied.name] == "damaged, and newer than one that stays"
+    assert done.kept[copied.name] == "damaged, beside the newest 2"
     assert prune(store, keep=0).removed == [ids["b"], ids["c"], copied.name]
 
 

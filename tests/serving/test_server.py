@@ -32,13 +32,17 @@ serve(Path(sys.argv[1]), ServeConfig.model_validate_json(sys.argv[2]))
 """
 
 
-HUNG = """
+SHORT = """
 import time
 import serving.api
+from serving.batching import Batcher
 from serving.retriever import Retriever
 serving.api._CLOSE_SECONDS = 0.5
-Retriever.answer_many = lambda *_: time.sleep(60)
 """
+HUNG = {
+    "search": SHORT + "Retriever.answer_many = lambda *_: time.sleep(60)\n",
+    "loop": SHORT + "Batcher.answer = lambda *_: time.sleep(60)\n",
+}
 
 
 @contextmanager
@@ -128,10 +132,11 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
     assert "Traceback" not in said
 
 
-def test_a_search_that_hangs_does_not_keep_the_process_from_its_end(store, tmp_path):
+@pytest.mark.parametrize("where", ["search", "loop"])
+def test_what_hangs_does_not_keep_the_process_from_its_end(store, tmp_path, where):
     drain = DrainConfig(ready_seconds=0, finish_seconds=1)
     with (
-        process(store, ServeConfig(drain=drain), tmp_path / "log", HUNG) as (server, port),
+        process(store, ServeConfig(drain=drain), tmp_path / "log", HUNG[where]) as (server, port),
         socket.create_connection(("127.0.0.1", port), timeout=20) as asking,
     ):
         body = b'{"text": "red"}'

@@ -53,3 +53,5 @@ def test_a_process_that_says_no_more_how_many_connections_it_has_holds_nobody_up
     assert mine.lead() == 0
     gone.note(4)
     assert mine.lead() == 5
+    now += 1.5
+    assert mine.lead() == 0  # of all who are late nobody is ahead

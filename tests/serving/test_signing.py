@@ -140,13 +140,19 @@ def forge(path: Path) -> None:
 
 
 def test_what_somebody_put_where_a_signed_bundle_is_to_be_is_not_signed(
-    exported: Callable[[SignConfig | None], Path], bundle: Bundle, make: SimpleNamespace, tmp_path: Path
+    exported: Callable[[SignConfig | None], Path],
+    make: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     mine, public = keys(tmp_path / "keys", "mine")
     path = exported(None)
     forge(path)
     assert Artifact.read(exported(None)).content["measured"] == {"forged": True}  # an equal one stays
-    assert exported(mine) == path
+    with monkeypatch.context() as patch:  # who serves it never finds nothing under its name
+        rename = Path.rename
+        patch.setattr(Path, "rename", lambda one, to: pytest.fail("gone") if one == path else rename(one, to))
+        assert exported(mine) == path
     assert "measured" not in load(path, trusted_keys=(public,)).artifact.content
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     signed = path.stat()

@@ -119,6 +119,10 @@ def test_a_load_that_has_not_begun_is_left_out_when_nobody_waits_any_more(severa
         assert late[0].code == "deadline"
         DEADLINE.set(None)
         patient = asyncio.create_task(waiting.get(wanted))
+        DEADLINE.set(time.monotonic() + 0.05)
+        hasty = await asyncio.gather(waiting.get(wanted), return_exceptions=True)
+        assert hasty[0].code == "deadline"  # one of two
+        DEADLINE.set(None)
         go_on.set()
         assert (await patient).bundle.bundle_id == wanted
         await running

@@ -272,6 +272,51 @@ def test_a_champion_that_cannot_be_loaded_is_said_whatever_is_searched_and_while
         page.wait_for_selector("#alert", state="hidden")
 
 
+def test_the_word_of_a_refused_champion_ends_with_the_next_one_and_hides_no_other(open_page, client):
+    answer = {"refused": {"bundle_id": "f" * 16, "code": "refused", "message": "it is damaged"}}
+
+    def patched(route):
+        reply = route.fetch()
+        route.fulfill(response=reply, json={**reply.json(), **answer})
+
+    with open_page(str(client.base_url)) as page:
+        page.clock.install()
+        page.route("**/v1/bundle", patched)
+        page.goto(f"{client.base_url}/")
+        page.wait_for_selector("#alert:has-text('it is damaged')")
+        assert page.get_attribute("#status", "data-state") == "warn"
+        page.fill("#query", "x" * 20_000)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#alert:has-text('characters')")
+        said = page.inner_text("#alert")
+        answer.update(refused=None, bundle_id="e" * 16)
+        page.clock.run_for(21_000)
+        page.wait_for_selector("#status[data-state=ready]:has-text('eeeeeeee')")
+        assert page.inner_text("#alert") == said  # of the query, which is still wrong
+        page.fill("#query", "red shoes")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".hit")
+        assert page.locator("#alert").is_hidden()
+
+
+def test_a_column_that_became_the_champion_is_no_mistake_of_the_address(open_page, client, bundle):
+    with open_page(f"{client.base_url}/?q=red+shoes&c=dense&c={bundle.bundle_id}") as page:
+        page.wait_for_selector(".hit")
+        assert page.locator("#alert").is_hidden()
+
+
+def test_columns_of_the_address_stay_where_the_list_of_bundles_is_refused(open_page, client):
+    def refused(route):
+        route.fulfill(status=429, json={"error": {"code": "rate_limited", "message": "too many requests"}})
+
+    with open_page(str(client.base_url)) as page:
+        page.route("**/v1/bundles", refused)
+        page.goto(f"{client.base_url}/?q=red+shoes&c=dense&c={'0' * 16}")
+        page.wait_for_selector(".nothing")  # the server itself says that there is no such bundle
+        assert page.locator("#alert").is_hidden()
+        assert "0" * 16 in page.url
+
+
 def test_an_address_with_a_bundle_that_is_not_there_says_so(open_page, client):
     with open_page(f"{client.base_url}/?q=red+shoes&c=dense&c={'0' * 16}") as page:
         page.wait_for_selector(".hit")
