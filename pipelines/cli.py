@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         if describe is None:
             raise
         if message := describe():  # none where the help was shown already
+            OUTPUT.json = "--json" in (sys.argv[1:] if arguments is None else arguments)
             OUTPUT.error(f"{message} ({_help_on(error)})", 2)
         code = 2
     sys.exit(code or 0)

@@ -125,15 +125,15 @@ def compare_runs(a: str, b: str, store: Path | None, page: Path | None) -> dict[
     if not rows:
         raise ArtifactError(f"{a} and {b} share no metric on common queries")
     is_paired = first.data == second.data
-    if is_paired:
+    if paths[0] == paths[1]:
+        note = "A and B have one evaluation, so nothing differs: an update of documents is not evaluated."
+    elif is_paired:
         note = (
             "Evaluated on the same test queries: paired differences with 95% bootstrap intervals, "
             "randomisation test."
         )
     else:
         note = "Evaluated on different test data: not paired; the interval spans both intervals."
-    if paths[0] == paths[1]:
-        note = "A and B have one evaluation, so nothing differs: an update of documents is not evaluated."
     header, lines = comparison_grid(rows, "A", "B")
     print_table(OUTPUT.console, f"A = {a}, B = {b}. {note}", header, lines)
     if page is not None:

@@ -200,8 +200,9 @@ def serve(store: Path, config: ServeConfig, set_up: Callable[[], None] | None = 
     try:
         listener = socket.create_server((config.host, config.port), family=family)
     except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]  # Python adds the address
         raise ConfigError(
-            f"cannot listen on {config.host}:{config.port}: {error}; choose another port"
+            f"cannot listen on {config.host}:{config.port}: {why}; choose another port"
         ) from None
     with listener:
         host, port = listener.getsockname()[:2]

@@ -241,9 +241,9 @@ def _work(jobs: list[_Job]) -> list[list[Answer | QueryError] | Exception]:
     except Exception as error:
         if len(jobs) > 1:
             return [outcome for job in jobs for outcome in _work([job])]
-        return [
-            RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
-        ]  # no future takes it
+        if isinstance(error, StopIteration):  # no future takes one
+            return [RuntimeError(repr(error))]
+        return [error]
     parts: list[list[Answer | QueryError] | Exception] = []
     for job in jobs:
         parts.append(answers[: len(job.searches)])

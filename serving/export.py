@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from features.artifact import Artifact, publish, write_json
-from features.directories import exchange, remove
+from features.artifact import MANIFEST, Artifact, publish, write_json
+from features.directories import exchange, remove, sync_directory
 from features.errors import ArtifactError, BundleError
 from features.text import NORMALISER, TEXT_TEMPLATE
 from serving import canary, signing
@@ -29,7 +29,7 @@ from serving.milvus import MilvusIndex
 from serving.onnx import FILE as GRAPH_FILE
 from serving.provenance import Sources, describe_versions
 from serving.pruning import abandoned_in
-from serving.signing import SignConfig
+from serving.signing import SignConfig, TrustedKey
 from serving.tune import ann_recall
 from serving.vectors import Vectors
 from towers.two_tower import TwoTower
@@ -161,7 +161,7 @@ def publish_bundle(
         if not (leftover / "index" / MilvusIndex.file).exists():  # `prune` ends its collection, too
             remove(leftover)
     hidden = bundles / f".export-{uuid.uuid4().hex}"
-    approve = None
+    own_keys: tuple[TrustedKey, ...] = ()
     try:
         dated = {**content, "created_at": datetime.now(UTC).isoformat()}
         with publish(hidden, KIND, dated, CURVE_FILES) as staging:
@@ -170,15 +170,15 @@ def publish_bundle(
         final = bundles / made.digest[:ID_LENGTH]
         if sign is not None:
             signing.sign(made, sign)
-            own_key = signing.read_private_key(sign.key).public_key()
-            approve = partial(signing.check, final, [own_key])
+            own_keys = (signing.read_private_key(sign.key).public_key(),)
         if os.path.lexists(final) and not _is_made(final, made.digest):
             final.rename(bundles / f".damaged-{final.name}-{uuid.uuid4().hex}")
         if not os.path.lexists(final):
             hidden.rename(final)
-        elif not _is_made(final, made.digest, approve):
+        elif not _is_signed(final, own_keys):
             exchange(hidden, final)
-        published = Artifact.read(final, KIND, approve=approve)
+        sync_directory(bundles)
+        published = Artifact.read(final, KIND, approve=partial(signing.check, final, own_keys))
     finally:
         remove(hidden)
     if published.digest != made.digest:
@@ -186,10 +186,19 @@ def publish_bundle(
     return published
 
 
-def _is_made(path: Path, digest: str, approve: Callable[[bytes], None] | None = None) -> bool:
-    """Return whether a path is a whole bundle of this digest, approved of, and no link to one."""
+def _is_made(path: Path, digest: str) -> bool:
+    """Return whether a path is a whole bundle of this digest, and no link to one."""
     try:
-        found = Artifact.read(path, KIND, verify=True, approve=approve)
+        found = Artifact.read(path, KIND, verify=True)
     except ArtifactError:
         return False
     return found.digest == digest and not path.is_symlink()
+
+
+def _is_signed(path: Path, keys: tuple[TrustedKey, ...]) -> bool:
+    """Return whether one of the keys signed a bundle, or none has to."""
+    try:
+        signing.check(path, keys, (path / MANIFEST).read_bytes())
+    except BundleError:
+        return False
+    return True

@@ -34,7 +34,6 @@ _LOOK_SECONDS = 0.1
 _QUICK_SECONDS = 60.0  # a process that lived for less counts as a failure of its place
 _LONGEST_PAUSE_SECONDS = 30.0
 _MARGIN_SECONDS = 2.0  # for a process to end itself for being late
-_LATE = 1  # exit code of one that did
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _spawn = multiprocessing.get_context("spawn")  # faiss hangs in the child of a fork
 
@@ -81,7 +80,7 @@ class Supervisor:
         self._end_seconds = end_seconds
         self._kill_at = math.inf
         self._failed: str | None = None
-        self._late: list[str] = []
+        self._unclean: list[str] = []
 
     def run(self) -> None:
         """Return when the last process ended.
@@ -89,7 +88,7 @@ class Supervisor:
         Raises:
             ConfigError: If a process could not start.
             KeyboardInterrupt: After SIGINT.
-            TwotowerError: If a process did not end in time, and was killed.
+            TwotowerError: If a process did not end in order.
         """
         resource_tracker.ensure_running()  # its own start would unblock what `_start` blocks
         before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
@@ -111,8 +110,8 @@ class Supervisor:
             raise ConfigError(self._failed)
         if self._interrupted:
             raise KeyboardInterrupt
-        if self._late:
-            raise TwotowerError(f"{', '.join(self._late)} did not end in {self._end_seconds:.0f} s")
+        if self._unclean:
+            raise TwotowerError(f"{', '.join(self._unclean)} did not end in order; the log says why")
 
     @property
     def _running(self) -> list[SpawnProcess]:
@@ -149,7 +148,7 @@ class Supervisor:
                 continue
             post.process = None
             if self._ending:
-                self._late += [process.name] if code == _LATE else []
+                self._unclean += [process.name] if code > 0 else []
                 continue
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
             if code > 0 and post.generation == 1 and not post.siblings.path.exists():
@@ -170,7 +169,8 @@ class Supervisor:
         """Kill what neither ended nor ended itself for being late: it was stopped, say."""
         self._kill_at = math.inf
         for process in self._running:
-            self._late.append(process.name)
+            log.error("%s did not end in %.0f s and is killed", process.name, self._end_seconds)
+            self._unclean.append(process.name)
             process.kill()
 
     def _end(self, number: int) -> None:
@@ -201,7 +201,7 @@ def supervise(count: int, work: Work, listener: socket.socket, end_seconds: floa
     Raises:
         ConfigError: If a process cannot start.
         KeyboardInterrupt: After SIGINT.
-        TwotowerError: If a process did not end in time, and was killed.
+        TwotowerError: If a process did not end in order.
     """
     with tempfile.TemporaryDirectory(prefix="twotower-", ignore_cleanup_errors=True) as folder:
         kept = os.open(folder, os.O_RDONLY)

@@ -158,11 +158,15 @@ def _kept(store: Store, keep: int, keep_days: float) -> dict[str, str]:
     if target is not None:
         why[target] = "what a rollback goes back to"
     others = [bundle_id for bundle_id in bundle_ids if bundle_id not in why]
-    sound = [bundle_id for bundle_id in others if _is_readable(store, bundle_id)]
-    newest = sound[-keep:] if keep else []
-    first = others.index(newest[0]) if 0 < keep <= len(sound) else 0
-    for bundle_id in others[first:] if keep else []:
-        counted = bundle_id in newest
+    sound = [bundle_id for bundle_id in others if _is_whole(store, bundle_id, verify=False)]
+    if keep > len(sound):
+        first = 0
+    elif keep:  # what is older than all that count goes, damaged or not
+        first = others.index(sound[-keep])
+    else:
+        first = len(others)
+    for bundle_id in others[first:]:
+        counted = bundle_id in sound
         why[bundle_id] = f"one of the newest {keep}" if counted else f"damaged, beside the newest {keep}"
     for bundle_id in others:
         if time.time() - store.made_at(bundle_id) < keep_days * _DAY:
@@ -170,18 +174,10 @@ def _kept(store: Store, keep: int, keep_days: float) -> dict[str, str]:
     return {bundle_id: why[bundle_id] for bundle_id in bundle_ids if bundle_id in why}
 
 
-def _is_readable(store: Store, bundle_id: str) -> bool:
+def _is_whole(store: Store, bundle_id: str, *, verify: bool = True) -> bool:
+    """Return whether a rollback would take it: it, too, compares every byte where it is to verify."""
     try:
-        store.bundle(bundle_id)
-    except BundleError:
-        return False
-    return True
-
-
-def _is_whole(store: Store, bundle_id: str) -> bool:
-    """Return whether a rollback would take it: it, too, compares every byte."""
-    try:
-        store.bundle(bundle_id, verify=True)
+        store.bundle(bundle_id, verify=verify)
     except BundleError:
         return False
     return True

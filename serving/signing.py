@@ -23,6 +23,7 @@ from pydantic import Field
 
 from features.artifact import MANIFEST, SIGNATURE, Artifact
 from features.config import Config
+from features.directories import sync_directory
 from features.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def sign(bundle: Artifact, config: SignConfig) -> None:
         file.flush()
         os.fsync(file.fileno())
     staging.replace(final)
+    sync_directory(bundle.path)
 
 
 def check(bundle: Path, trusted_keys: Sequence[TrustedKey], manifest: bytes) -> None:

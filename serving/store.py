@@ -97,8 +97,9 @@ class Store:
             raise
         except ArtifactError as error:
             raise BundleError(f"bundle {bundle_id}: {error}") from None
-        if not artifact.digest.startswith(bundle_id):
-            raise BundleError(f"{path} holds bundle {artifact.digest[:16]}; its directory must carry its id")
+        held = artifact.digest[: len(bundle_id)]
+        if held != bundle_id:
+            raise BundleError(f"{path} holds bundle {held}; its directory must carry its id")
         return artifact
 
     def has(self, bundle_id: str) -> bool:

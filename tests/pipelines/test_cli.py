@@ -109,6 +109,11 @@ def test_a_mistake_is_one_line_on_stderr_and_a_documented_code(tmp_path, argumen
     assert not any(tmp_path.iterdir())
 
 
+def test_json_says_so_too_where_the_usage_is_wrong(tmp_path):
+    done = twotower("prune", "absent", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["error"]["exit_code"] == done.returncode == 2
+
+
 def test_without_a_command_there_is_help_and_no_error(tmp_path):
     done = twotower(cwd=tmp_path)
     assert done.returncode == 2

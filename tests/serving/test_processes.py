@@ -215,7 +215,8 @@ def test_what_was_stopped_and_cannot_end_is_killed_in_time_and_said(three):
             os.kill(stopped, signal.SIGKILL)
     assert three.process.returncode == 1
     assert ended([stopped])
-    assert re.search(r"TwotowerError: process \d did not end in 2 s", said)
+    assert re.search(r"process \d did not end in 2 s and is killed", said)
+    assert re.search(r"TwotowerError: process \d did not end in order", said)
 
 
 def test_a_process_for_which_the_system_has_no_place_is_tried_again_and_the_others_stay(tmp_path, make):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,26 @@ def test_what_somebody_put_where_a_signed_bundle_is_to_be_is_not_signed(
     shutil.copytree(older.path, path)
     assert exported(mine) == path
     assert load(path, trusted_keys=(public,)).bundle_id == path.name
+
+
+def test_name_and_signature_of_a_bundle_are_on_the_disk_when_it_is_published(
+    exported: Callable[[SignConfig | None], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mine, _ = keys(tmp_path / "keys", "mine")
+    flushed: list[tuple[str, list[str]]] = []
+    fsync = os.fsync
+
+    def noted(number: int) -> None:
+        path = Path(f"/proc/self/fd/{number}").readlink()
+        if path.is_dir():
+            flushed.append((path.name, [entry.name for entry in path.iterdir()]))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    path = exported(mine)
+    assert any(name.startswith(".export-") and SIGNATURE in held for name, held in flushed)
+    assert flushed[-1][0] == "bundles"
+    assert path.name in flushed[-1][1]
 
 
 def test_a_bundle_under_the_id_of_another_is_not_read(bundle: Bundle, make: SimpleNamespace, tmp_path: Path):
