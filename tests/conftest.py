@@ -5,7 +5,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,3 +25,27 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real data in ../shared/data; README says where to get each set")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def make_keys() -> Callable[..., tuple[Path, Path]]:
+    """Makes a pair of Ed25519 keys, a private PEM file that only its owner can read, and its public one."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
+
+    def make(folder: Path, name: str = "sign", protect: Any = None) -> tuple[Path, Path]:
+        private = Ed25519PrivateKey.generate()
+        secret, public = folder / f"{name}.pem", folder / f"{name}.pub"
+        secret.touch(0o600)
+        secret.write_bytes(
+            private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protect or NoEncryption())
+        )
+        public.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        return secret, public
+
+    return make

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
@@ -100,7 +98,7 @@ def test_a_second_identical_run_does_no_stage_again_and_prefect_says_cached(agai
     assert run.state_name == "Completed"
 
 
-def test_a_run_signs_what_it_exported_itself_and_nothing_else(again, tmp_path):
+def test_a_run_signs_what_it_exported_itself_and_nothing_else(again, make_keys, tmp_path):
     key, public = make_keys(tmp_path)
     overrides = [*again[1], f"sign.key={key}"]
     store = Store(tmp_path / "store", (public,))
@@ -117,15 +115,6 @@ def test_a_run_signs_what_it_exported_itself_and_nothing_else(again, tmp_path):
     assert cached(twotower_run(again[0], overrides))["export"] is False
     assert not (forged / "manifest.sig").exists()
     assert store.champion().bundle_id == unsigned
-
-
-def make_keys(folder):
-    private = Ed25519PrivateKey.generate()
-    secret, public = folder / "sign.pem", folder / "sign.pub"
-    secret.touch(mode=0o600)
-    secret.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    public.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return secret, public
 
 
 def test_a_new_evaluation_setting_does_not_train_again(again):

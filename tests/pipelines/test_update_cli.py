@@ -5,8 +5,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from typer.testing import CliRunner
 
 from features.artifact import publish
@@ -180,10 +178,10 @@ def load_first(store: Store) -> str:
 
 
 def test_nothing_is_signed_that_comes_from_a_bundle_of_somebody_else(
-    store: Store, make_key: Callable[[str], tuple[Path, Path]]
+    store: Store, make_keys: Callable[..., tuple[Path, Path]], tmp_path: Path
 ):
-    mine, my_public = make_key("mine")
-    theirs, their_public = make_key("theirs")
+    mine, my_public = make_keys(tmp_path, "mine")
+    theirs, their_public = make_keys(tmp_path, "theirs")
     parent, gone = store.champion().bundle_id, load_first(store)
     asked = ("update", store.root, "--delete", gone, "--sign", mine)
     before = store.bundle_ids()
@@ -228,17 +226,3 @@ def last_of(store: Store) -> str:
     """The last document that the champion has."""
     path = store.bundle_path(store.champion().bundle_id)
     return str(pd.read_parquet(path / "documents.parquet")["doc_id"].iloc[-1])
-
-
-@pytest.fixture
-def make_key(tmp_path: Path) -> Callable[[str], tuple[Path, Path]]:
-    def make(name: str) -> tuple[Path, Path]:
-        private = Ed25519PrivateKey.generate()
-        secret, public = tmp_path / f"{name}.pem", tmp_path / f"{name}.pub"
-        secret.touch(mode=0o600)
-        secret.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        shown = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        public.write_bytes(shown)
-        return secret, public
-
-    return make

@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from features.artifact import MANIFEST, SIGNATURE, Artifact, digest_of
 from features.errors import ArtifactError, BundleError
@@ -110,12 +108,8 @@ def trials() -> Iterator[Trials]:
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory) -> tuple[SignConfig, Path]:
-    folder, private = tmp_path_factory.mktemp("keys"), Ed25519PrivateKey.generate()
-    secret, public = folder / "sign.pem", folder / "sign.pub"
-    secret.touch(0o600)
-    secret.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    public.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+def keys(make_keys, tmp_path_factory) -> tuple[SignConfig, Path]:
+    secret, public = make_keys(tmp_path_factory.mktemp("keys"))
     return SignConfig(key=secret), public
 
 

@@ -9,14 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
     KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
 )
 
 from features.artifact import MANIFEST, SIGNATURE, Artifact
@@ -29,17 +27,20 @@ from serving.follow import Follower
 from serving.signing import SignConfig, sign
 from serving.store import Store
 
+Keys = Callable[..., tuple[SignConfig, Path]]
 
-def keys(
-    folder: Path, name: str, protect: KeySerializationEncryption | None = None
-) -> tuple[SignConfig, Path]:
-    private = Ed25519PrivateKey.generate()
-    folder.mkdir(exist_ok=True)
-    secret, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    secret.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protect or NoEncryption()))
-    secret.chmod(0o600)
-    public.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return SignConfig(key=secret), public
+
+@pytest.fixture
+def keys(make_keys: Callable[..., tuple[Path, Path]], tmp_path: Path) -> Keys:
+    """Makes pairs of keys by name: a private one as it is configured, and the file of the public one."""
+    folder = tmp_path / "keys"
+    folder.mkdir()
+
+    def make(name: str, protect: KeySerializationEncryption | None = None) -> tuple[SignConfig, Path]:
+        secret, public = make_keys(folder, name, protect)
+        return SignConfig(key=secret), public
+
+    return make
 
 
 @pytest.fixture
@@ -47,9 +48,9 @@ def copied(bundle: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle.artifact.path, tmp_path / bundle.bundle_id))
 
 
-def test_a_signed_bundle_is_the_same_bundle_and_its_key_opens_it(copied: Path, tmp_path: Path):
-    mine, public = keys(tmp_path / "keys", "mine")
-    _, other = keys(tmp_path / "keys", "other")
+def test_a_signed_bundle_is_the_same_bundle_and_its_key_opens_it(keys: Keys, copied: Path, tmp_path: Path):
+    mine, public = keys("mine")
+    _, other = keys("other")
     digest = Artifact.read(copied).digest
     sign(Artifact.read(copied), mine)
     assert Artifact.read(copied, verify=True).digest == digest
@@ -59,10 +60,10 @@ def test_a_signed_bundle_is_the_same_bundle_and_its_key_opens_it(copied: Path, t
 
 
 def test_an_unsigned_bundle_one_of_another_key_and_a_damaged_signature_are_refused(
-    copied: Path, tmp_path: Path
+    keys: Keys, copied: Path, tmp_path: Path
 ):
-    mine, public = keys(tmp_path / "keys", "mine")
-    theirs, _ = keys(tmp_path / "keys", "theirs")
+    mine, public = keys("mine")
+    theirs, _ = keys("theirs")
     with pytest.raises(BundleError, match="not signed"):
         load(copied, trusted_keys=(public,))
     sign(Artifact.read(copied), theirs)
@@ -78,8 +79,10 @@ def test_an_unsigned_bundle_one_of_another_key_and_a_damaged_signature_are_refus
     assert load(copied, trusted_keys=(public,)).bundle_id == copied.name
 
 
-def test_a_manifest_that_was_changed_with_its_digest_after_signing_is_refused(copied: Path, tmp_path: Path):
-    mine, public = keys(tmp_path / "keys", "mine")
+def test_a_manifest_that_was_changed_with_its_digest_after_signing_is_refused(
+    keys: Keys, copied: Path, tmp_path: Path
+):
+    mine, public = keys("mine")
     sign(Artifact.read(copied), mine)
     text = (copied / "manifest.json").read_text()
     (copied / "manifest.json").write_text(text + "\n")  # not even a blank may be added
@@ -88,8 +91,10 @@ def test_a_manifest_that_was_changed_with_its_digest_after_signing_is_refused(co
         load(copied, trusted_keys=(public,))
 
 
-def test_what_was_signed_is_what_is_read(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    mine, public = keys(tmp_path / "keys", "mine")
+def test_what_was_signed_is_what_is_read(
+    keys: Keys, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mine, public = keys("mine")
     store = Store(tmp_path, (public,))
     copied = Path(shutil.copytree(bundle.artifact.path, store.bundles / bundle.bundle_id))
     sign(Artifact.read(copied), mine)
@@ -111,8 +116,8 @@ def test_what_was_signed_is_what_is_read(bundle: Bundle, tmp_path: Path, monkeyp
     assert load(copied, trusted_keys=(public,)).bundle_id == bundle.bundle_id
 
 
-def test_another_bundle_in_the_place_of_one_is_not_signed(copied: Path, tmp_path: Path):
-    mine, _ = keys(tmp_path / "keys", "mine")
+def test_another_bundle_in_the_place_of_one_is_not_signed(keys: Keys, copied: Path, tmp_path: Path):
+    mine, _ = keys("mine")
     read = Artifact.read(copied)
     forge(copied)
     with pytest.raises(BundleError, match="another bundle than the one that was read"):
@@ -141,12 +146,13 @@ def forge(path: Path) -> None:
 
 
 def test_what_somebody_put_where_a_signed_bundle_is_to_be_is_not_signed(
+    keys: Keys,
     exported: Callable[[SignConfig | None], Path],
     make: SimpleNamespace,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    mine, public = keys(tmp_path / "keys", "mine")
+    mine, public = keys("mine")
     path = exported(None)
     forge(path)
     assert Artifact.read(exported(None)).content["measured"] == {"forged": True}  # an equal one stays
@@ -174,9 +180,9 @@ def test_what_somebody_put_where_a_signed_bundle_is_to_be_is_not_signed(
 
 
 def test_name_and_signature_of_a_bundle_are_on_the_disk_when_it_is_published(
-    exported: Callable[[SignConfig | None], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keys: Keys, exported: Callable[[SignConfig | None], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    mine, _ = keys(tmp_path / "keys", "mine")
+    mine, _ = keys("mine")
     flushed: list[tuple[str, list[str]]] = []
     fsync = os.fsync
 
@@ -193,8 +199,10 @@ def test_name_and_signature_of_a_bundle_are_on_the_disk_when_it_is_published(
     assert path.name in flushed[-1][1]
 
 
-def test_a_bundle_under_the_id_of_another_is_not_read(bundle: Bundle, make: SimpleNamespace, tmp_path: Path):
-    mine, public = keys(tmp_path / "keys", "mine")
+def test_a_bundle_under_the_id_of_another_is_not_read(
+    keys: Keys, bundle: Bundle, make: SimpleNamespace, tmp_path: Path
+):
+    mine, public = keys("mine")
     older = make.shop(tmp_path, seed=1).path
     sign(Artifact.read(older), mine)
     older.rename(older.with_name(bundle.bundle_id))
@@ -203,8 +211,10 @@ def test_a_bundle_under_the_id_of_another_is_not_read(bundle: Bundle, make: Simp
             store.bundle(bundle.bundle_id)
 
 
-def test_a_store_with_trusted_keys_does_not_go_back_to_a_bundle_that_no_such_key_signed(tmp_path: Path, make):
-    mine, public = keys(tmp_path / "keys", "mine")
+def test_a_store_with_trusted_keys_does_not_go_back_to_a_bundle_that_no_such_key_signed(
+    keys: Keys, tmp_path: Path, make
+):
+    mine, public = keys("mine")
     first, unsigned, last = (make.shop(tmp_path, seed=seed).path for seed in range(3))
     for path in (first, last):
         sign(Artifact.read(path), mine)
@@ -215,9 +225,11 @@ def test_a_store_with_trusted_keys_does_not_go_back_to_a_bundle_that_no_such_key
     assert "not signed" in passed_over[unsigned.name]
 
 
-def test_signing_again_changes_nothing_and_another_key_replaces_the_signature(copied: Path, tmp_path: Path):
-    mine, _ = keys(tmp_path / "keys", "mine")
-    theirs, _ = keys(tmp_path / "keys", "theirs")
+def test_signing_again_changes_nothing_and_another_key_replaces_the_signature(
+    keys: Keys, copied: Path, tmp_path: Path
+):
+    mine, _ = keys("mine")
+    theirs, _ = keys("theirs")
     sign(Artifact.read(copied), mine)
     before = (copied / SIGNATURE).stat()
     sign(Artifact.read(copied), mine)
@@ -227,8 +239,8 @@ def test_signing_again_changes_nothing_and_another_key_replaces_the_signature(co
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
-def test_a_link_is_no_signature(copied: Path, tmp_path: Path):
-    mine, public = keys(tmp_path / "keys", "mine")
+def test_a_link_is_no_signature(keys: Keys, copied: Path, tmp_path: Path):
+    mine, public = keys("mine")
     sign(Artifact.read(copied), mine)
     (copied / SIGNATURE).rename(tmp_path / "elsewhere")
     (copied / SIGNATURE).symlink_to(tmp_path / "elsewhere")
@@ -236,9 +248,9 @@ def test_a_link_is_no_signature(copied: Path, tmp_path: Path):
         load(copied, trusted_keys=(public,))
 
 
-def test_keys_that_cannot_be_used_are_named(copied: Path, tmp_path: Path):
-    mine, public = keys(tmp_path / "keys", "mine")
-    locked, _ = keys(tmp_path / "keys", "locked", BestAvailableEncryption(b"word"))
+def test_keys_that_cannot_be_used_are_named(keys: Keys, copied: Path, tmp_path: Path):
+    mine, public = keys("mine")
+    locked, _ = keys("locked", BestAvailableEncryption(b"word"))
     curve = tmp_path / "keys" / "curve.pem"
     curve.write_bytes(
         generate_private_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -262,8 +274,8 @@ def test_keys_that_cannot_be_used_are_named(copied: Path, tmp_path: Path):
     assert public.is_file()
 
 
-def test_a_store_with_trusted_keys_swaps_to_signed_bundles_only(tmp_path: Path, make):
-    mine, public = keys(tmp_path / "keys", "mine")
+def test_a_store_with_trusted_keys_swaps_to_signed_bundles_only(keys: Keys, tmp_path: Path, make):
+    mine, public = keys("mine")
     store = Store(tmp_path, (public,))
     signed, unsigned = make.shop(tmp_path).path, make.shop(tmp_path, seed=1).path
     sign(Artifact.read(signed), mine)

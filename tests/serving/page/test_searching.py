@@ -10,6 +10,16 @@ def titles(page, mode: str) -> list[str]:
     return page.locator(f'[data-column="{mode}"] .title').all_inner_texts()
 
 
+def saying(changes: dict):
+    """What lets a route answer as it does, but for some fields, which may change meanwhile."""
+
+    def answer(route):
+        reply = route.fetch()
+        route.fulfill(response=reply, json={**reply.json(), **changes})
+
+    return answer
+
+
 def test_a_typed_query_shows_the_towers_beside_bm25(page, bundle):
     page.keyboard.type("red scarf")
     page.keyboard.press("Enter")
@@ -210,12 +220,8 @@ def test_every_module_is_fetched_at_once(open_page, client):
 
 
 def test_one_of_a_thing_is_not_called_many(open_page, client):
-    def single(route):
-        reply = route.fetch()
-        route.fulfill(response=reply, json={**reply.json(), "documents": 1})
-
     with open_page(str(client.base_url)) as page:
-        page.route("**/v1/bundle", single)
+        page.route("**/v1/bundle", saying({"documents": 1}))
         page.reload()
         page.wait_for_selector("#empty-text:has-text('1 document is searched')")
         assert page.inner_text("#status").endswith(" · 1 document")
@@ -223,15 +229,9 @@ def test_one_of_a_thing_is_not_called_many(open_page, client):
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_queries_to_try_of_long_titles_stay_on_the_page(open_page, cinema_address, width):
-    def long(route):
-        reply = route.fetch()
-        titles = [
-            {"doc_id": f"d{n}", "title": f"a very long title of a document, the {n}th"} for n in range(8)
-        ]
-        route.fulfill(response=reply, json={**reply.json(), "examples": [{"history": titles}] * 3})
-
+    some = [{"doc_id": f"d{n}", "title": f"a very long title of a document, the {n}th"} for n in range(8)]
     with open_page(cinema_address, viewport={"width": width, "height": 800}) as page:
-        page.route("**/v1/bundle", long)
+        page.route("**/v1/bundle", saying({"examples": [{"history": some}] * 3}))
         page.reload()
         page.wait_for_selector("#examples button:has-text('very long')")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -247,13 +247,9 @@ def test_a_champion_that_cannot_be_loaded_is_said_whatever_is_searched_and_while
     said = "The champion could not be loaded: bundle ffff is refused: it is damaged"
     answer = {"refused": None}
 
-    def patched(route):
-        reply = route.fetch()
-        route.fulfill(response=reply, json={**reply.json(), **answer})
-
     with open_page(str(client.base_url)) as page:
         page.clock.install()
-        page.route("**/v1/bundle", patched)
+        page.route("**/v1/bundle", saying(answer))
         page.goto(f"{client.base_url}/?q=red+shoes")
         page.wait_for_selector(".hit")
         assert page.locator("#alert").is_hidden()
@@ -275,13 +271,9 @@ def test_a_champion_that_cannot_be_loaded_is_said_whatever_is_searched_and_while
 def test_the_word_of_a_refused_champion_ends_with_the_next_one_and_hides_no_other(open_page, client):
     answer = {"refused": {"bundle_id": "f" * 16, "code": "refused", "message": "it is damaged"}}
 
-    def patched(route):
-        reply = route.fetch()
-        route.fulfill(response=reply, json={**reply.json(), **answer})
-
     with open_page(str(client.base_url)) as page:
         page.clock.install()
-        page.route("**/v1/bundle", patched)
+        page.route("**/v1/bundle", saying(answer))
         page.goto(f"{client.base_url}/")
         page.wait_for_selector("#alert:has-text('it is damaged')")
         assert page.get_attribute("#status", "data-state") == "warn"
