@@ -134,6 +134,30 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=20).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def workers(parent: int) -> list[int]:
+    """Ids of the processes that a parent started to do the work, oldest first."""
+    listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(pid) for pid in listed if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def ended(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
 @pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
     """The functions above, for tests that need a shop of their own."""
@@ -145,6 +169,10 @@ def make() -> SimpleNamespace:
         shop=build_shop,
         server=serving,
         wait_until=wait_until,
+        free_port=free_port,
+        accepts=accepts,
+        workers=workers,
+        ended=ended,
     )
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -47,11 +48,10 @@ HUNG = {
 
 @contextmanager
 def process(
-    store: Path, config: ServeConfig, log: Path, before: str = "", **environment: str
+    make: SimpleNamespace, store: Path, config: ServeConfig, log: Path, before: str = "", **environment: str
 ) -> Iterator[tuple[subprocess.Popen, int]]:
     """A server that logs everything it can into a file."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = make.free_port()
     settings = config.model_copy(update={"port": port}).model_dump_json()
     with log.open("w") as out:
         command = [sys.executable, "-c", before + RUN, str(store), settings]
@@ -61,22 +61,16 @@ def process(
         while True:
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
-            if accepts(port) and httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=20).status_code == 200:
+            if (
+                make.accepts(port)
+                and httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=20).status_code == 200
+            ):
                 break
             time.sleep(0.05)
         yield server, port
     finally:
         server.kill()
         server.wait()
-
-
-def accepts(port: int) -> bool:
-    """Whether somebody listens."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=20).close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 @pytest.fixture
@@ -89,7 +83,7 @@ def store(tmp_path, make):
 def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_with_0(store, tmp_path, make):
     body = json.dumps({"text": "red shoes", "query_id": "the last one"}).encode()
     head = "POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    with process(store, ServeConfig(), tmp_path / "log") as (server, port):
+    with process(make, store, ServeConfig(), tmp_path / "log") as (server, port):
         url = f"http://127.0.0.1:{port}"
         loaded = Path(f"/proc/{server.pid}/maps").read_text()
         assert "uvloop/loop" in loaded
@@ -113,7 +107,7 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
             assert (last.status_code, last.headers["connection"]) == (200, "close")
             midway.sendall(body[10:])
             assert b"connection: close" in midway.recv(65_536)
-            make.wait_until(lambda: not accepts(port))
+            make.wait_until(lambda: not make.accepts(port))
             new.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             assert new.recv(12) == b"HTTP/1.1 200"
             assert server.poll() is None
@@ -133,10 +127,10 @@ def test_sigterm_says_not_ready_first_then_finishes_what_was_begun_and_exits_wit
 
 
 @pytest.mark.parametrize("where", ["search", "loop"])
-def test_what_hangs_does_not_keep_the_process_from_its_end(store, tmp_path, where):
+def test_what_hangs_does_not_keep_the_process_from_its_end(store, tmp_path, make, where):
     drain = DrainConfig(ready_seconds=0, finish_seconds=1)
     with (
-        process(store, ServeConfig(drain=drain), tmp_path / "log", HUNG[where]) as (server, port),
+        process(make, store, ServeConfig(drain=drain), tmp_path / "log", HUNG[where]) as (server, port),
         socket.create_connection(("127.0.0.1", port), timeout=20) as asking,
     ):
         body = b'{"text": "red"}'
@@ -190,10 +184,10 @@ def ask_everything(url: str) -> str:
 
 
 @pytest.mark.parametrize("logged", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_planted_secret_is_in_no_log(store, tmp_path, logged):
+def test_a_planted_secret_is_in_no_log(store, tmp_path, make, logged):
     config = ServeConfig(query_log=QueryLogConfig(enabled=logged), keys=KeysConfig())
     log = tmp_path / "log"
-    with process(store, config, log, TWOTOWER_READ_KEY=SECRETS["key"]) as (server, port):
+    with process(make, store, config, log, TWOTOWER_READ_KEY=SECRETS["key"]) as (server, port):
         metrics = ask_everything(f"http://127.0.0.1:{port}")
         server.send_signal(signal.SIGTERM)
         server.wait(20)
